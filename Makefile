@@ -1,0 +1,41 @@
+# Everything runs from .venv, which each target makes when it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SCENE ?=
+
+.PHONY: setup test lint types bench demo clean
+.DEFAULT_GOAL := test
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@echo "== set-up: Python environment in $(VENV) (first time: a minute or two, about 6 GB)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints requirements.lock --editable ".[dev]"
+	@touch $@
+
+lint: setup
+	@echo "== lint: ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup
+	@echo "== types: mypy"
+	@$(BIN)/mypy
+
+test: lint types
+	@echo "== tests: pytest"
+	@$(BIN)/python -m pytest
+
+bench: setup
+	@echo "== benchmarks: renderer against a matrix product in the same process"
+	@$(BIN)/python benchmarks/render.py
+
+demo: setup
+	@echo "== demo: shards, training, evaluation, zoom, report (about ten minutes on two cores)"
+	@$(BIN)/sr3d demo --output outputs/demo $(if $(SCENE),--scene "$(SCENE)")
+
+clean:
+	rm -rf outputs
