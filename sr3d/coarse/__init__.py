@@ -1,0 +1,16 @@
+"""Posed low-resolution views to pixel-aligned coarse Gaussians, without training; and the baseline `upsampled`."""
+
+from sr3d.coarse.config import CoarseConfig, DepthEnlargement
+from sr3d.coarse.depth import estimate_depth
+from sr3d.coarse.place import coarse_gaussians, upsampled_gaussians
+from sr3d.coarse.surface import enlarge, enlarge_depth
+
+__all__ = [
+    "CoarseConfig",
+    "DepthEnlargement",
+    "coarse_gaussians",
+    "enlarge",
+    "enlarge_depth",
+    "estimate_depth",
+    "upsampled_gaussians",
+]
