@@ -1,0 +1,43 @@
+"""Files ↔ nouns. Everything else sees OpenCV cameras, K in pixels and activated Gaussians only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sr3d.errors import Sr3dError
+from sr3d.io.folder import load_images
+from sr3d.io.ply import read_ply, write_ply
+from sr3d.io.transforms import load_transforms
+from sr3d.scene import Scene
+
+__all__ = ["load_scene", "read_ply", "write_ply"]
+
+
+def load_scene(path: str | Path, views: Sequence[int] | None = None) -> Scene:
+    """Read a folder of images, with cameras where it has them.
+
+    Args:
+        path: A folder with `transforms.json` or images (also in `images/`); or a `.json` file itself.
+        views: Views to decode, in this order, counted among the frames whose image exists; all if None.
+
+    Returns:
+        Scene named after the folder. Cameras are OpenCV world-to-camera, undistorted, rotations made exact; depths in
+        world units, 0 where unknown. Frames without an image file are left out with one warning.
+
+    Raises:
+        Sr3dError: Nothing usable is there, a file is damaged, sizes disagree, or a camera is impossible.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix == ".json":
+        return load_transforms(path, views)
+    if not path.is_dir():
+        raise Sr3dError(path, "scene", "a file" if path.exists() else "no such folder", "a folder or a transforms.json")
+    if (path / "transforms.json").is_file():
+        return load_transforms(path / "transforms.json", views)
+    scene = load_images(path, views)
+    if scene is not None:
+        return scene
+    looked = "transforms.json, or PNG or JPEG images in the folder or in images/"
+    content = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    raise Sr3dError(path, "scene", content, looked)

@@ -1,0 +1,220 @@
+"""From a list of frames, as every capture format describes them, to a `Scene`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sr3d.cameras import Cameras
+from sr3d.errors import Sr3dError
+from sr3d.io.images import read_depth, read_image, read_integers
+from sr3d.scene import Scene
+
+# OpenCV's order k1 k2 p1 p2 k3.
+NO_DISTORTION = (0.0, 0.0, 0.0, 0.0, 0.0)
+# Sensors whose depth and colour differ by a few rows only (ScanNet: 640x480 and 1296x968) still match.
+_ASPECT_TOLERANCE = 0.01
+
+
+@dataclass(kw_only=True)
+class Frame:
+    """One posed image on disk.
+
+    Attributes:
+        image: Colour file.
+        world_to_cam: OpenCV axes, float64. [4, 4]
+        K: Pixels of the stored image, pixel centres at +0.5, float64. [3, 3]
+        size: Width and height that K belongs to; None if the format does not say.
+        distortion: k1 k2 p1 p2 k3 of OpenCV's model.
+        depth: Depth file or None.
+        depth_unit: World units per step of an integer depth file.
+        labels: Label file or None.
+    """
+
+    image: Path
+    world_to_cam: NDArray[np.float64]
+    K: NDArray[np.float64]
+    size: tuple[int, int] | None = None
+    distortion: tuple[float, ...] = NO_DISTORTION
+    depth: Path | None = None
+    depth_unit: float = 0.001
+    labels: Path | None = None
+
+
+def present(source: Path, files: Sequence[Path]) -> list[int]:
+    """Indices of the files that exist; one warning names the others.
+
+    Raises:
+        Sr3dError: No files at all, none exists, or some are missing and fewer than two remain.
+    """
+    if not files:
+        raise Sr3dError(source, "frames", "an empty list", "at least one frame")
+    found = [i for i, file in enumerate(files) if file.is_file()]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        if len(found) < 2:
+            raise Sr3dError(source, "images", f"{len(missing)} of {len(files)} missing: {some}", "at least two images")
+        message = f"{source}: {len(missing)} of {len(files)} frames have no image file and are left out: {some}"
+        warnings.warn(message, UserWarning, stacklevel=2)
+    return found
+
+
+def choose(source: Path, count: int, views: Sequence[int] | None) -> list[int]:
+    """The chosen of `count` frames, all if `views` is None.
+
+    Raises:
+        Sr3dError: No view is chosen, or an index is out of range.
+    """
+    if views is None:
+        return list(range(count))
+    if not views:
+        raise Sr3dError(source, "views", "an empty list", "at least one view")
+    for i in views:
+        if not -count <= i < count:
+            raise Sr3dError(source, "views", i, f"0 to {count - 1} ({count} frames with an image)")
+    return [i % count for i in views]
+
+
+def rigid_inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inverse of a rigid [4, 4] matrix; of any other matrix something that `Cameras.check` refuses."""
+    out = matrix.copy()
+    out[:3, :3] = matrix[:3, :3].T
+    out[:3, 3] = -matrix[:3, :3].T @ matrix[:3, 3]
+    return out
+
+
+def load_frames(source: Path, frames: Sequence[Frame], points: torch.Tensor | None, name: str) -> Scene:
+    """Decode, undistort and check frames.
+
+    Lens distortion is removed here: the image is resampled under a new K that leaves no empty border. Depth and labels
+    follow with nearest-neighbour sampling.
+
+    Args:
+        source: File or folder named in errors.
+        frames: In the order of the scene's views.
+        points: Sparse points, world frame. [P, 3]
+        name: Name of the scene.
+
+    Raises:
+        Sr3dError: A file is damaged or missing, sizes disagree, or a camera is impossible.
+    """
+    images: list[NDArray[np.float32]] = []
+    depths: list[NDArray | None] = []
+    labels: list[NDArray | None] = []
+    K: list[NDArray[np.float64]] = []
+    for frame in frames:
+        image = read_image(frame.image)
+        size = (image.shape[1], image.shape[0])
+        _check_size(source, frame, size, (images[0].shape[1], images[0].shape[0]) if images else size, frames[0])
+        depth = None if frame.depth is None else _fit(frame.depth, read_depth(frame.depth, frame.depth_unit), size)
+        label = None if frame.labels is None else _fit(frame.labels, read_integers(frame.labels), size)
+        if any(frame.distortion):
+            new_K, maps = _undistortion(source, frame, size)
+            image = np.clip(cv2.remap(image, *maps, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), 0, 1)
+            depth = None if depth is None else _remap_nearest(depth, maps)
+            label = None if label is None else _remap_nearest(label, maps)
+        else:
+            new_K = frame.K
+        images.append(image)
+        depths.append(depth)
+        labels.append(label)
+        K.append(new_K)
+
+    height, width = images[0].shape[:2]
+    cameras = Cameras(
+        world_to_cam=torch.from_numpy(np.stack([frame.world_to_cam for frame in frames])),
+        K=torch.from_numpy(np.stack(K)),
+        width=width,
+        height=height,
+    )
+    cameras.check(source, [frame.image.name for frame in frames])
+    cameras = replace(cameras, world_to_cam=_snap(cameras.world_to_cam)).to(torch.float32)
+    return Scene(
+        images=torch.from_numpy(np.stack(images)),
+        cameras=cameras,
+        depths=_stack_depths(depths, (height, width)),
+        labels=_stack_labels(source, labels),
+        points=points,
+        paths=[frame.image for frame in frames],
+        name=name,
+    )
+
+
+def _check_size(source: Path, frame: Frame, size: tuple[int, int], expected: tuple[int, int], first: Frame) -> None:
+    if frame.size is not None and frame.size != size:
+        wanted = f"{frame.size[0]}x{frame.size[1]} (its w, h): fix w and h, or scale K with the image"
+        raise Sr3dError(source, f"size of {frame.image.name}", f"{size[0]}x{size[1]}", wanted)
+    if size != expected:
+        wanted = f"{expected[0]}x{expected[1]} as {first.image.name}: one size in a scene"
+        raise Sr3dError(source, f"size of {frame.image.name}", f"{size[0]}x{size[1]}", wanted)
+
+
+def _fit(path: Path, values: NDArray, size: tuple[int, int]) -> NDArray:
+    """A depth or label map at the size of its colour image, by nearest neighbour."""
+    height, width = values.shape
+    if (width, height) == size:
+        return values
+    if abs(width / height / (size[0] / size[1]) - 1) > _ASPECT_TOLERANCE:
+        raise Sr3dError(path, "size", f"{width}x{height}", f"the aspect ratio of the image, {size[0]}x{size[1]}")
+    rows = ((np.arange(size[1]) + 0.5) * height / size[1]).astype(np.int64)
+    columns = ((np.arange(size[0]) + 0.5) * width / size[0]).astype(np.int64)
+    return values[rows[:, None], columns]
+
+
+def _undistortion(
+    source: Path, frame: Frame, size: tuple[int, int]
+) -> tuple[NDArray[np.float64], tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """K of the undistorted image, and where each of its pixels comes from. OpenCV's pixel centres are at +0."""
+    distortion = np.array(frame.distortion, dtype=np.float64)
+    if not (np.isfinite(distortion).all() and np.isfinite(frame.K).all() and frame.K[0, 0] > 0 and frame.K[1, 1] > 0):
+        raise Sr3dError(source, f"K and distortion of {frame.image.name}", distortion.tolist(), "finite, fx and fy > 0")
+    half = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+    K, _ = cv2.getOptimalNewCameraMatrix(frame.K - half, distortion, size, alpha=0)
+    # A strong polynomial folds back inside the frame: no rectangle of it is free of that.
+    if not np.isfinite(K).all() or not 0.2 < K[0, 0] / frame.K[0, 0] < 5 or not 0.2 < K[1, 1] / frame.K[1, 1] < 5:
+        raise Sr3dError(source, f"distortion of {frame.image.name}", distortion.tolist(), "a lens that can be undone")
+    maps = cv2.initUndistortRectifyMap(frame.K - half, distortion, None, K, size, cv2.CV_32FC1)
+    return K + half, maps
+
+
+def _remap_nearest(values: NDArray, maps: tuple[NDArray[np.float32], NDArray[np.float32]]) -> NDArray:
+    """Nearest neighbour by hand: `cv2.remap` has no 64-bit integers."""
+    columns = np.clip(np.rint(maps[0]), 0, values.shape[1] - 1).astype(np.int64)
+    rows = np.clip(np.rint(maps[1]), 0, values.shape[0] - 1).astype(np.int64)
+    return values[rows, columns]
+
+
+def _snap(poses: torch.Tensor) -> torch.Tensor:
+    """The nearest rigid poses with the same camera centres: files round rotations to a few digits."""
+    rotation = poses[:, :3, :3]
+    centres = -rotation.transpose(-1, -2) @ poses[:, :3, 3:]
+    U, _, Vt = torch.linalg.svd(rotation)
+    out = poses.clone()
+    out[:, :3, :3] = U @ Vt
+    out[:, :3, 3:] = -(U @ Vt) @ centres
+    return out
+
+
+def _stack_depths(depths: Sequence[NDArray | None], shape: tuple[int, int]) -> torch.Tensor | None:
+    """Frames without a depth map are unknown everywhere."""
+    if all(depth is None for depth in depths):
+        return None
+    filled = [np.zeros(shape, dtype=np.float32) if depth is None else depth for depth in depths]
+    return torch.from_numpy(np.stack(filled))
+
+
+def _stack_labels(source: Path, labels: Sequence[NDArray | None]) -> torch.Tensor | None:
+    known = [label for label in labels if label is not None]
+    if not known:
+        return None
+    if len(known) < len(labels):
+        raise Sr3dError(source, "labels", f"for {len(known)} of {len(labels)} frames", "for every frame or for none")
+    return torch.from_numpy(np.stack(known))
