@@ -1,0 +1,54 @@
+"""Refinement: tokens of the views and tokens of the coarse scene, drawn into the same views, look at each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(kw_only=True)
+class RefinementConfig:
+    """Bidirectional cross-attention.
+
+    Attributes:
+        heads: Attention heads; must divide the token width.
+    """
+
+    heads: int = 4
+
+
+class Refinement(nn.Module):
+    """SR3R Eq. 4: t = FC(concat(own ← coarse, coarse ← own)), here added to the encoder's tokens.
+
+    The paper takes tokens of the network that made the coarse Gaussians. Tokens of the *rendered* coarse scene let any
+    source be refined.
+    """
+
+    def __init__(self, config: RefinementConfig, width: int, patch: int, coarse_channels: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(coarse_channels, width, patch, stride=patch)
+        self.patch = patch
+        self.norm_own, self.norm_coarse = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_own = nn.MultiheadAttention(width, config.heads, batch_first=True)
+        self.to_coarse = nn.MultiheadAttention(width, config.heads, batch_first=True)
+        self.join = nn.Linear(2 * width, width)
+
+    def forward(self, tokens: Float[Tensor, "b v t d"], coarse: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v t d"]:
+        """Tokens of each view attend to the coarse scene drawn into that view, and the other way round.
+
+        Args:
+            tokens: From the encoder.
+            coarse: The coarse scene drawn at the encoder's resolution.
+        """
+        images = coarse.flatten(0, 1)
+        short = [-images.shape[-1] % self.patch, -images.shape[-2] % self.patch]
+        images = nn.functional.pad(images, (0, short[0], 0, short[1]))
+        drawn = self.norm_coarse(self.embed(images).flatten(2).transpose(1, 2))
+        own = self.norm_own(tokens.flatten(0, 1))
+        from_coarse, _ = self.to_own(own, drawn, drawn, need_weights=False)
+        from_own, _ = self.to_coarse(drawn, own, own, need_weights=False)
+        joined = self.join(torch.cat([from_coarse, from_own], dim=-1))
+        return tokens + joined.unflatten(0, tokens.shape[:2])

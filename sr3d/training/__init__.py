@@ -1,0 +1,1 @@
+"""Losses, metrics, evaluation and the Lightning module."""

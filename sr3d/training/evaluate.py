@@ -1,0 +1,116 @@
+"""The table that every claim rests on: coarse, upsampled, scaffold and sr3d on views that were not given as input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sr3d.coarse import CoarseConfig, coarse_gaussians, upsampled_gaussians
+from sr3d.datasets.batch import Batch
+from sr3d.gaussians import Gaussians
+from sr3d.models import SuperResolver
+from sr3d.rendering import Rendering, render
+from sr3d.training.metrics import COVERED_ALPHA, image_metrics
+
+METHODS = ("coarse", "upsampled", "scaffold", "sr3d")
+
+
+@dataclass
+class Evaluation:
+    """Means over all target views of all scenes.
+
+    Attributes:
+        coverage: Share of target pixels where the coarse scene has alpha > 0.8; one mask for all methods.
+        scores: Per method: `psnr`, `psnr_covered` (dB), `ssim`, `gaussians` (mean count).
+        views: Number of target views.
+    """
+
+    coverage: float
+    scores: dict[str, dict[str, float]]
+    views: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values for JSON: `coverage`, `views`, and one entry per method."""
+        return {"coverage": self.coverage, "views": self.views, **self.scores}
+
+
+@dataclass
+class Drawn:
+    """One batch drawn by every method.
+
+    Attributes:
+        batch: Inputs and truth.
+        renderings: Per method, at the target cameras. [B, T]
+        gaussians: Per method. [B, N]
+    """
+
+    batch: Batch
+    renderings: dict[str, Rendering] = field(default_factory=dict)
+    gaussians: dict[str, Gaussians] = field(default_factory=dict)
+
+    @property
+    def covered(self) -> Tensor:
+        """Pixels where the coarse scene is solid. [B, T, H, W]"""
+        return self.renderings["coarse"].alpha > COVERED_ALPHA
+
+    def metrics(self, method: str) -> dict[str, Float[Tensor, "b t"]]:
+        """`psnr`, `psnr_covered`, `ssim` of every target view."""
+        return image_metrics(self.renderings[method].rgb, self.batch.target.images, self.covered)
+
+
+@torch.no_grad()
+def draw_methods(network: SuperResolver, batch: Batch, config: CoarseConfig) -> Drawn:
+    """Build the scene by each method from the context views and draw it into the target cameras.
+
+    Raises:
+        Sr3dError: The batch has no poses, or no depth where the config asks for given depth.
+    """
+    cameras = batch.context.posed()
+    coarse = coarse_gaussians(batch.context, config)
+    drawn = Drawn(batch)
+    drawn.gaussians["coarse"] = coarse
+    drawn.gaussians["upsampled"] = upsampled_gaussians(batch.context, network.config.factor, config)
+    drawn.gaussians["scaffold"] = network.scaffold(coarse, batch.context.images, cameras)
+    drawn.gaussians["sr3d"] = network(coarse, batch.context.images, cameras)
+    for method, gaussians in drawn.gaussians.items():
+        # Each method is one complete level: there is nothing to fade to.
+        drawn.renderings[method] = render(gaussians, batch.target.posed(), lod=False)
+    return drawn
+
+
+def evaluate(network: SuperResolver, batches: Iterable[Batch], config: CoarseConfig) -> Evaluation:
+    """Average metrics of every method over all target views.
+
+    Args:
+        network: Used as it is; put it in `eval()` mode first.
+        batches: Context, truth and target views.
+        config: Coarse stage, the same for all methods.
+    """
+    coverage: list[Tensor] = []
+    values: dict[str, dict[str, list[Tensor]]] = {m: {} for m in METHODS}
+    counts: dict[str, list[float]] = {m: [] for m in METHODS}
+    for batch in batches:
+        drawn = draw_methods(network, batch, config)
+        coverage.append(drawn.covered.float().mean(dim=(-2, -1)).flatten())
+        for method in METHODS:
+            counts[method].append(float(len(drawn.gaussians[method])))
+            for name, value in drawn.metrics(method).items():
+                values[method].setdefault(name, []).append(value.flatten())
+    scores = {
+        m: {
+            **{name: float(torch.cat(parts).nanmean()) for name, parts in values[m].items()},
+            "gaussians": sum(counts[m]) / len(counts[m]),
+        }
+        for m in METHODS
+    }
+    joined = torch.cat(coverage)
+    return Evaluation(coverage=float(joined.mean()), scores=scores, views=len(joined))
+
+
+def with_source(config: CoarseConfig, source: str) -> CoarseConfig:
+    """The same coarse stage on another source of depth: "depth" or "sweep"."""
+    return replace(config, source=source)  # type: ignore[arg-type]
