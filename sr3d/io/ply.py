@@ -40,7 +40,8 @@ def read_ply(path: str | Path) -> Gaussians:
     """
     path = Path(path)
     columns = _read_vertices(path)
-    if "packed_position" in columns:
+    names = columns.dtype.names or ()
+    if "packed_position" in names:
         raise Sr3dError(path, "vertex", "a compressed ply (packed_position, ...)", "an uncompressed 3DGS ply")
     rest = _numbered(path, columns, "f_rest_")
     if len(rest) not in (0, 9, 24, 45):
@@ -60,7 +61,7 @@ def read_ply(path: str | Path) -> Gaussians:
         opacities=torch.sigmoid(opacity.double()).float(),
         sh=torch.cat([dc[:, None], higher], dim=1).contiguous(),
         features=_stack(path, columns, features) if features else None,
-        lod=_lod(path, columns) if any(name in columns for name in _LOD) else None,
+        lod=_lod(path, columns) if any(name in names for name in _LOD) else None,
     )
 
 
