@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sr3d.errors import Sr3dError
 from sr3d.io.frames import Frame, choose, load_frames, present, rigid_inverse
@@ -92,6 +94,8 @@ def _frame(path: Path, entry: dict[str, Any], image: Path) -> Frame:
         ]
     )
     unit = _number(path, entry, "depth_unit_scale_factor", name)
+    if unit is not None and unit <= 0:
+        raise Sr3dError(path, f"depth_unit_scale_factor of {name}", unit, "a number > 0")
     return Frame(
         image=image,
         world_to_cam=_pose(path, entry, name),
@@ -160,7 +164,7 @@ def _optional(path: Path, entry: dict[str, Any], key: str, name: str) -> Path | 
     return None if value is None else path.parent / _string(path, f"{key} of {name}", value)
 
 
-def _points(path: Path, document: dict[str, Any]):  # type: ignore[no-untyped-def]
+def _points(path: Path, document: dict[str, Any]) -> Float[Tensor, "p 3"] | None:
     """Sparse points, if the file names them and they are there."""
     file = _optional(path, document, "ply_file_path", path.name)
     if file is not None and not file.is_file():
