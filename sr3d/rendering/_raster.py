@@ -1,0 +1,325 @@
+"""Numba kernels: splats to pixels, in depth order, by tiles of 16×16, and the way back for gradients.
+
+The pixel loops are branch-free over rows of 16 so that LLVM makes one vector instruction of each line; `tile[k, y, x]`
+are planes of values per pixel. A pixel whose transmittance would fall to 1e-4 stores it negated: it is finished.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange
+from numba.core import types
+from numba.extending import intrinsic
+
+from sr3d.rendering import constants as const
+from sr3d.rendering._geometry import FASTMATH, HALF, ONE, ZERO
+
+TILE = 16
+MOMENTS = 10  # columns of a pair's gradients before the features: dL/ds·(1, x, y, xx, xy, yy), rgb, depth
+
+_ALPHA_MAX, _ALPHA_MIN = np.float32(const.ALPHA_MAX), np.float32(const.ALPHA_MIN)
+_T_MIN = np.float32(const.TRANSMITTANCE_MIN)
+_S_MAX = np.float32(5.8)  # exp(-5.8) < 1/255: nothing beyond is drawn
+# exp(-s) on 0..5.8 is the 8th power of this polynomial (fit of exp(-s/8)), to a relative error of 8e-7.
+_E0, _E1, _E2 = np.float32(0.9999999019084812), np.float32(-0.12499889251066304), np.float32(0.00781040072708735)
+_E3, _E4, _E5 = (
+    np.float32(-0.00032402775579921754),
+    np.float32(9.67988023879124e-06),
+    np.float32(-1.761562495777626e-07),
+)
+
+
+def _row_pointer(context, builder, array_type, array, row):  # type: ignore[no-untyped-def]
+    """LLVM pointer to 16 float32: row `row` of a C-ordered array [rows, 16]."""
+    data = context.make_array(array_type)(context, builder, value=array).data
+    offset = builder.mul(row, ir.Constant(row.type, TILE))
+    return builder.bitcast(builder.gep(data, [offset]), ir.VectorType(ir.FloatType(), TILE).as_pointer())
+
+
+@intrinsic
+@no_type_check
+def _add_scaled_row(typingctx, out, out_row, row, in_row, factor):
+    """out[out_row] += factor · row[in_row]. LLVM does not vectorise this over the feature channels by itself."""
+
+    def codegen(context, builder, signature, args):
+        target = _row_pointer(context, builder, signature.args[0], args[0], args[1])
+        source = _row_pointer(context, builder, signature.args[2], args[2], args[3])
+        vector = ir.Constant(target.type.pointee, ir.Undefined)
+        for lane in range(TILE):
+            vector = builder.insert_element(vector, args[4], ir.Constant(ir.IntType(32), lane))
+        term = builder.fmul(builder.load(source, align=4), vector, flags=("contract",))
+        builder.store(builder.fadd(builder.load(target, align=4), term, flags=("contract",)), target, align=4)
+        return context.get_dummy_value()
+
+    return types.none(out, types.intp, row, types.intp, types.float32), codegen
+
+
+@intrinsic
+@no_type_check
+def _add_product_row(typingctx, out, out_row, a, a_row, b, b_row):
+    """out[out_row] += a[a_row] · b[b_row]"""
+
+    def codegen(context, builder, signature, args):
+        target = _row_pointer(context, builder, signature.args[0], args[0], args[1])
+        x = builder.load(_row_pointer(context, builder, signature.args[2], args[2], args[3]), align=4)
+        y = builder.load(_row_pointer(context, builder, signature.args[4], args[4], args[5]), align=4)
+        term = builder.fmul(x, y, flags=("contract",))
+        builder.store(builder.fadd(builder.load(target, align=4), term, flags=("contract",)), target, align=4)
+        return context.get_dummy_value()
+
+    return types.none(out, types.intp, a, types.intp, b, types.intp), codegen
+
+
+@njit(cache=True)
+@no_type_check
+def depth_order(splats, bits):
+    """Indices of the drawn splats, near to far, ties in order of index. `bits` is `splats` seen as uint32."""
+    n = 0
+    for i in range(splats.shape[0]):
+        n += splats[i, 10] < splats[i, 11]
+    keys, order = np.empty(n, np.uint32), np.empty(n, np.int32)
+    spare_keys, spare = np.empty(n, np.uint32), np.empty(n, np.int32)
+    counts = np.zeros((3, 2048), np.int64)
+    n = 0
+    for i in range(splats.shape[0]):
+        if splats[i, 10] < splats[i, 11]:
+            key = bits[i, 9]  # the bits of positive floats sort like the floats
+            keys[n], order[n] = key, i
+            n += 1
+            counts[0, key & 2047] += 1
+            counts[1, (key >> 11) & 2047] += 1
+            counts[2, key >> 22] += 1
+    for digit in range(3):
+        total = 0
+        for k in range(2048):
+            count = counts[digit, k]
+            counts[digit, k] = total
+            total += count
+        for i in range(n):
+            k = (keys[i] >> (11 * digit)) & 2047
+            at = counts[digit, k]
+            counts[digit, k] = at + 1
+            spare_keys[at], spare[at] = keys[i], order[i]
+        keys, spare_keys = spare_keys, keys
+        order, spare = spare, order
+    return order
+
+
+@njit(cache=True)
+@no_type_check
+def bin_tiles(splats, order, width, height):
+    """Sort splats into tiles, in depth order.
+
+    Returns:
+        start: The splats of tile t are `members[start[t]:start[t + 1]]`. [tiles + 1]
+        members: Splat index. [pairs]
+        first: Number of pairs before each rank of `order`. [ranks + 1]
+        slots: Pair number of each member, counted by rank, then by tile of that splat. [pairs]
+    """
+    across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
+    boxes = np.empty((order.shape[0], 4), np.int32)
+    start, first = np.zeros(across * down + 1, np.int64), np.empty(order.shape[0] + 1, np.int64)
+    pairs = 0
+    for rank in range(order.shape[0]):
+        i = order[rank]
+        x0, x1 = np.int32(splats[i, 10]) // TILE, (np.int32(splats[i, 11]) + TILE - 1) // TILE
+        y0, y1 = np.int32(splats[i, 12]) // TILE, (np.int32(splats[i, 13]) + TILE - 1) // TILE
+        boxes[rank, 0], boxes[rank, 1], boxes[rank, 2], boxes[rank, 3] = x0, x1, y0, y1
+        first[rank] = pairs
+        pairs += (x1 - x0) * (y1 - y0)
+        for y in range(y0, y1):
+            for x in range(x0, x1):
+                start[y * across + x + 1] += 1
+    first[order.shape[0]] = pairs
+    for t in range(across * down):
+        start[t + 1] += start[t]
+    fill = start.copy()
+    members, slots = np.empty(pairs, np.int32), np.empty(pairs, np.int32)
+    for rank in range(order.shape[0]):
+        slot = first[rank]
+        for y in range(boxes[rank, 2], boxes[rank, 3]):
+            for x in range(boxes[rank, 0], boxes[rank, 1]):
+                at = fill[y * across + x]
+                fill[y * across + x] = at + 1
+                members[at], slots[at] = order[rank], slot
+                slot += 1
+    return start, members, first, slots
+
+
+@njit(cache=True, fastmath=FASTMATH)
+@no_type_check
+def _finished(tile):
+    """Whether no pixel of the tile can receive anything more."""
+    most = -ONE
+    for y in range(TILE):
+        for x in range(TILE):
+            most = max(most, tile[0, y, x])
+    return most <= ZERO
+
+
+@njit(parallel=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+@no_type_check
+def draw(splats, features, start, members, workers, image, transmittance):
+    """Composite front to back into `image` [H, W, 4 + D] (rgb, depth, features) and `transmittance` [H, W]."""
+    height, width = transmittance.shape
+    across, channels = (width + TILE - 1) // TILE, features.shape[1]
+    tiles = across * ((height + TILE - 1) // TILE)
+    for worker in prange(workers):
+        tile = np.empty((5, TILE, TILE), np.float32)  # transmittance, r, g, b, depth
+        weight = np.empty((TILE, TILE), np.float32)
+        extra = np.empty((channels * TILE, TILE), np.float32)
+        # Neighbouring tiles cost about the same: interleaved, every worker gets an equal share.
+        for t in range(worker, tiles, workers):
+            left, top = (t % across) * TILE, (t // across) * TILE
+            tile[0] = ONE
+            tile[1:] = ZERO
+            extra[:] = ZERO
+            for p in range(start[t], start[t + 1]):
+                i = members[p]
+                x0, y0 = np.float32(left) + HALF - splats[i, 0], np.float32(top) + HALF - splats[i, 1]
+                A, B, C, opacity = HALF * splats[i, 2], splats[i, 3], HALF * splats[i, 4], splats[i, 5]
+                r, g, b, depth = splats[i, 6], splats[i, 7], splats[i, 8], splats[i, 9]
+                for y in range(max(np.int64(splats[i, 12]) - top, 0), min(np.int64(splats[i, 13]) - top, TILE)):
+                    dy = y0 + np.float32(y)
+                    By, Cyy = B * dy, C * dy * dy
+                    for x in range(TILE):
+                        dx = x0 + np.float32(x)
+                        s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
+                        e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
+                        e = e * e
+                        e = e * e
+                        alpha = min(opacity * (e * e), _ALPHA_MAX)
+                        alpha = alpha if alpha >= _ALPHA_MIN else ZERO
+                        before = tile[0, y, x]
+                        w = before * alpha
+                        after = before - w
+                        visible = after > _T_MIN
+                        w = w if visible else ZERO
+                        tile[0, y, x] = after if visible else -abs(before)
+                        tile[1, y, x] += w * r
+                        tile[2, y, x] += w * g
+                        tile[3, y, x] += w * b
+                        tile[4, y, x] += w * depth
+                        weight[y, x] = w
+                    for c in range(channels):
+                        _add_scaled_row(extra, c * TILE + y, weight, y, features[i, c])
+                if p % 32 == 31 and _finished(tile):
+                    break
+            for y in range(min(TILE, height - top)):
+                for x in range(min(TILE, width - left)):
+                    transmittance[top + y, left + x] = abs(tile[0, y, x])
+                    for c in range(4):
+                        image[top + y, left + x, c] = tile[1 + c, y, x]
+                    for c in range(channels):
+                        image[top + y, left + x, 4 + c] = extra[c * TILE + y, x]
+
+
+@njit(parallel=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+@no_type_check
+def draw_backward(splats, features, start, members, slots, workers, image, transmittance, g_image, g_alpha, pair_grads):
+    """Fill `pair_grads` [pairs, 10 + D], zero on entry, from the gradients of the image and of alpha.
+
+    Front to back again: what lies behind a splat is the pixel's total minus what has been composited so far.
+    """
+    height, width = transmittance.shape
+    across, channels = (width + TILE - 1) // TILE, features.shape[1]
+    learned = pair_grads.shape[1] - MOMENTS  # D, or 0 where features need no gradient
+    tiles = across * ((height + TILE - 1) // TILE)
+    for worker in prange(workers):
+        # Transmittance, what is left behind, gradients of alpha, r, g, b, depth.
+        tile = np.empty((7, TILE, TILE), np.float32)
+        lanes = np.empty((7, TILE), np.float32)  # sums over rows: dL/ds·(1, y, yy), weight·gradients of rgb and depth
+        weight, dots = np.empty((TILE, TILE), np.float32), np.zeros((TILE, TILE), np.float32)
+        g_extra, lanes_extra = np.empty((channels * TILE, TILE), np.float32), np.empty((learned, TILE), np.float32)
+        for t in range(worker, tiles, workers):
+            left, top = (t % across) * TILE, (t // across) * TILE
+            tile[0] = ONE
+            tile[1:] = ZERO
+            g_extra[:] = ZERO
+            for y in range(min(TILE, height - top)):
+                for x in range(min(TILE, width - left)):
+                    tile[2, y, x] = g_alpha[top + y, left + x]
+                    rest = (ONE - transmittance[top + y, left + x]) * tile[2, y, x]
+                    for c in range(4):
+                        tile[3 + c, y, x] = g_image[top + y, left + x, c]
+                        rest += tile[3 + c, y, x] * image[top + y, left + x, c]
+                    for c in range(channels):
+                        value = g_image[top + y, left + x, 4 + c]
+                        g_extra[c * TILE + y, x] = value
+                        rest += value * image[top + y, left + x, 4 + c]
+                    tile[1, y, x] = rest
+            for p in range(start[t], start[t + 1]):
+                i = members[p]
+                x0, y0 = np.float32(left) + HALF - splats[i, 0], np.float32(top) + HALF - splats[i, 1]
+                A, B, C, opacity = HALF * splats[i, 2], splats[i, 3], HALF * splats[i, 4], splats[i, 5]
+                r, g, b, depth = splats[i, 6], splats[i, 7], splats[i, 8], splats[i, 9]
+                lanes[:] = ZERO
+                lanes_extra[:] = ZERO
+                for y in range(max(np.int64(splats[i, 12]) - top, 0), min(np.int64(splats[i, 13]) - top, TILE)):
+                    dy = y0 + np.float32(y)
+                    By, Cyy = B * dy, C * dy * dy
+                    if channels > 0:
+                        dots[y] = ZERO
+                        for c in range(channels):
+                            _add_scaled_row(dots, y, g_extra, c * TILE + y, features[i, c])
+                    for x in range(TILE):
+                        dx = x0 + np.float32(x)
+                        s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
+                        e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
+                        e = e * e
+                        e = e * e
+                        free = opacity * (e * e)
+                        alpha = min(free, _ALPHA_MAX)
+                        alpha = alpha if alpha >= _ALPHA_MIN else ZERO
+                        before = tile[0, y, x]
+                        w = before * alpha
+                        after = before - w
+                        visible = after > _T_MIN
+                        w = w if visible else ZERO
+                        tile[0, y, x] = after if visible else -abs(before)
+                        v0, v1, v2, v3 = tile[3, y, x], tile[4, y, x], tile[5, y, x], tile[6, y, x]
+                        value = tile[2, y, x] + r * v0 + g * v1 + b * v2 + depth * v3 + dots[y, x]
+                        rest = tile[1, y, x] - w * value
+                        tile[1, y, x] = rest
+                        # dL/ds = -alpha·dL/dalpha, and 1 - alpha = after / before.
+                        q = w * (rest / after - value)
+                        q = q if free <= _ALPHA_MAX else ZERO
+                        lanes[0, x] += q
+                        lanes[1, x] += q * dy
+                        lanes[2, x] += q * (dy * dy)
+                        lanes[3, x] += w * v0
+                        lanes[4, x] += w * v1
+                        lanes[5, x] += w * v2
+                        lanes[6, x] += w * v3
+                        weight[y, x] = w
+                    for c in range(learned):
+                        _add_product_row(lanes_extra, c, weight, y, g_extra, c * TILE + y)
+                slot = slots[p]
+                m, mx, my, mxx, mxy, myy = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+                s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
+                for x in range(TILE):
+                    dx = x0 + np.float32(x)
+                    q, qy = lanes[0, x], lanes[1, x]
+                    m += q
+                    my += qy
+                    myy += lanes[2, x]
+                    mx += q * dx
+                    mxx += q * dx * dx
+                    mxy += qy * dx
+                    s0 += lanes[3, x]
+                    s1 += lanes[4, x]
+                    s2 += lanes[5, x]
+                    s3 += lanes[6, x]
+                out = pair_grads[slot]
+                out[0], out[1], out[2], out[3], out[4], out[5] = m, mx, my, mxx, mxy, myy
+                out[6], out[7], out[8], out[9] = s0, s1, s2, s3
+                for c in range(learned):
+                    total = ZERO
+                    for x in range(TILE):
+                        total += lanes_extra[c, x]
+                    out[MOMENTS + c] = total
+                if p % 32 == 31 and _finished(tile):
+                    break

@@ -1,0 +1,144 @@
+"""The renderer on CPU: Numba kernels with a hand-written backward, float32, deterministic."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sr3d.errors import Sr3dError
+from sr3d.rendering import _raster
+from sr3d.rendering._project import BLOCK, project, project_backward
+
+# Numba's fallback threading layer must not be entered by two threads; a kernel uses all cores anyway.
+_LOCK = threading.Lock()
+# GNU OpenMP aborts the process when a fork of a process that has used it enters a parallel region.
+_HOME = os.getpid()
+
+
+def rasterize(
+    means: Float[Tensor, "b n 3"],
+    quats: Float[Tensor, "b n 4"],
+    scales: Float[Tensor, "b n 3"],
+    opacities: Float[Tensor, "b c n"],
+    sh: Float[Tensor, "b n k 3"],
+    features: Float[Tensor, "b n d"] | None,
+    world_to_cam: Float[Tensor, "b c 4 4"],
+    K: Float[Tensor, "b c 3 3"],
+    width: int,
+    height: int,
+    antialias: bool,
+) -> tuple[Float[Tensor, "b c h w channels"], Float[Tensor, "b c h w"]]:
+    """See `sr3d.rendering.reference.rasterize`; computes in float32, returns the dtype of `means`.
+
+    Raises:
+        Sr3dError: Called in a forked process, where OpenMP cannot run.
+    """
+    if os.getpid() != _HOME:
+        expected = "one that was spawned (multiprocessing_context='spawn')"
+        raise Sr3dError("sr3d.render", "process", "a fork of the process that loaded the renderer", expected)
+    extra = means.new_zeros(*means.shape[:2], 0) if features is None else features
+    return _Rasterize.apply(
+        means, quats, scales, opacities, sh, extra, world_to_cam, K, (width, height, bool(antialias))
+    )
+
+
+@dataclass
+class _View:
+    """What the backward pass of one view needs from the forward pass (see `_raster.bin_tiles`)."""
+
+    splats: np.ndarray
+    order: np.ndarray
+    start: np.ndarray
+    members: np.ndarray
+    first: np.ndarray
+    slots: np.ndarray
+    transmittance: np.ndarray
+
+
+def _draw(inputs: list[np.ndarray], b: int, c: int, size: tuple[int, int, bool], image: np.ndarray) -> _View:
+    """Render view c of scene b into `image` [H, W, 4 + D]."""
+    means, quats, scales, opacities, sh, features, poses, K = inputs
+    width, height, antialias = size
+    splats = np.empty((means.shape[1], 16), np.float32)
+    project(
+        means[b], quats[b], scales[b], opacities[b, c], sh[b], poses[b, c], K[b, c], width, height, antialias, splats
+    )
+    order = _raster.depth_order(splats, splats.view(np.uint32))
+    start, members, first, slots = _raster.bin_tiles(splats, order, width, height)
+    transmittance = np.empty((height, width), np.float32)
+    _raster.draw(splats, features[b], start, members, numba.get_num_threads(), image, transmittance)
+    return _View(splats, order, start, members, first, slots, transmittance)
+
+
+class _Rasterize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        sh: Tensor,
+        features: Tensor,
+        world_to_cam: Tensor,
+        K: Tensor,
+        size: tuple[int, int, bool],
+    ) -> tuple[Tensor, Tensor]:
+        width, height, _ = size
+        scenes, views = world_to_cam.shape[:2]
+        tensors = (means, quats, scales, opacities, sh, features, world_to_cam, K)
+        inputs = [_array(t) for t in tensors]
+        image = np.empty((scenes, views, height, width, 4 + features.shape[-1]), np.float32)
+        alpha = np.empty((scenes, views, height, width), np.float32)
+        kept = []
+        with _LOCK:
+            for b, c in np.ndindex(scenes, views):
+                view = _draw(inputs, b, c, size, image[b, c])
+                np.subtract(np.float32(1), view.transmittance, out=alpha[b, c])
+                if any(ctx.needs_input_grad):
+                    kept.append(view)
+        outputs = torch.from_numpy(image).to(means.dtype), torch.from_numpy(alpha).to(means.dtype)
+        ctx.save_for_backward(*tensors, outputs[0])
+        ctx.kept, ctx.size = kept, size
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_image: Tensor, g_alpha: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, image = ctx.saved_tensors
+        means, quats, scales, opacities, sh, features, poses, K = inputs = [_array(t) for t in tensors]
+        pixels = [_array(t) for t in (image, g_image, g_alpha)]
+        need = ctx.needs_input_grad
+        grads = [np.zeros_like(a) for a in inputs[:7]]
+        learned = features.shape[-1] if need[5] else 0
+        with _LOCK:
+            for (b, c), view in zip(np.ndindex(*poses.shape[:2]), ctx.kept):
+                pair_grads = np.zeros((len(view.members), _raster.MOMENTS + learned), np.float32)
+                _raster.draw_backward(
+                    view.splats, features[b], view.start, view.members, view.slots, numba.get_num_threads(),
+                    pixels[0][b, c], view.transmittance, pixels[1][b, c], pixels[2][b, c], pair_grads,
+                )  # fmt: skip
+                blocks = np.zeros((-(-len(view.order) // BLOCK) if need[6] else 0, 12), np.float32)
+                project_backward(
+                    means[b], quats[b], scales[b], opacities[b, c], sh[b], poses[b, c], K[b, c], *ctx.size,
+                    view.order, view.first, pair_grads,
+                    *(g[b] for g in grads[:3]), grads[3][b, c], grads[4][b], grads[5][b], blocks,
+                )  # fmt: skip
+                total = blocks.sum(axis=0, dtype=np.float64)
+                grads[6][b, c, :3, :3], grads[6][b, c, :3, 3] = total[:9].reshape(3, 3), total[9:]
+        out = [torch.from_numpy(g).to(t.dtype) if n else None for g, t, n in zip(grads, tensors, need)]
+        return (*out, None, None)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """The tensor as a C-ordered float32 array, without a copy where it already is one."""
+    return tensor.detach().to(torch.float32).contiguous().numpy()
