@@ -118,7 +118,7 @@ def load_frames(source: Path, frames: Sequence[Frame], points: torch.Tensor | No
         label = None if frame.labels is None else _fit(frame.labels, read_integers(frame.labels), size)
         if any(frame.distortion):
             new_K, maps = _undistortion(source, frame, size)
-            image = np.clip(cv2.remap(image, *maps, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), 0, 1)
+            image = np.clip(cv2.remap(image, *maps, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE), 0, 1)
             depth = None if depth is None else _remap_nearest(depth, maps)
             label = None if label is None else _remap_nearest(label, maps)
         else:
@@ -178,10 +178,12 @@ def _undistortion(
         raise Sr3dError(source, f"K and distortion of {frame.image.name}", distortion.tolist(), "finite, fx and fy > 0")
     half = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
     K, _ = cv2.getOptimalNewCameraMatrix(frame.K - half, distortion, size, alpha=0)
-    # A strong polynomial folds back inside the frame: no rectangle of it is free of that.
-    if not np.isfinite(K).all() or not 0.2 < K[0, 0] / frame.K[0, 0] < 5 or not 0.2 < K[1, 1] / frame.K[1, 1] < 5:
-        raise Sr3dError(source, f"distortion of {frame.image.name}", distortion.tolist(), "a lens that can be undone")
     maps = cv2.initUndistortRectifyMap(frame.K - half, distortion, None, K, size, cv2.CV_32FC1)
+    # A polynomial turns back on itself beyond some radius; inside the frame that can be no lens.
+    folds = (np.diff(maps[0], axis=1) <= 0).any() or (np.diff(maps[1], axis=0) <= 0).any()
+    outside = any(m.min() < -1 or m.max() > n for m, n in zip(maps, size))
+    if not np.isfinite(K).all() or folds or outside:
+        raise Sr3dError(source, f"distortion of {frame.image.name}", distortion.tolist(), "a lens that can be undone")
     return K + half, maps
 
 
@@ -195,7 +197,7 @@ def _remap_nearest(values: NDArray, maps: tuple[NDArray[np.float32], NDArray[np.
 def _snap(poses: torch.Tensor) -> torch.Tensor:
     """The nearest rigid poses with the same camera centres: files round rotations to a few digits."""
     rotation = poses[:, :3, :3]
-    centres = -rotation.transpose(-1, -2) @ poses[:, :3, 3:]
+    centres = -torch.linalg.solve(rotation, poses[:, :3, 3:])
     U, _, Vt = torch.linalg.svd(rotation)
     out = poses.clone()
     out[:, :3, :3] = U @ Vt

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from plyfile import PlyData, PlyElement, PlyParseError
 from torch import Tensor
 
@@ -119,7 +118,7 @@ def read_points(path: str | Path) -> Float[Tensor, "p 3"]:
     return _stack(Path(path), _read_vertices(Path(path)), ["x", "y", "z"])
 
 
-def _read_vertices(path: Path) -> NDArray[np.void]:
+def _read_vertices(path: Path) -> np.ndarray:
     """The vertex element as a structured array."""
     _check_header(path)
     try:
@@ -153,7 +152,7 @@ def _check_header(path: Path) -> None:
         raise Sr3dError(path, f"property {lists[0]}", "a list", "one number per vertex")
 
 
-def _stack(path: Path, columns: NDArray[np.void], names: list[str], finite: bool = True) -> Float[Tensor, "n c"]:
+def _stack(path: Path, columns: np.ndarray, names: list[str], finite: bool = True) -> Float[Tensor, "n c"]:
     """Properties side by side, float32; NaN never passes, infinity only where `finite` is False."""
     missing = [name for name in names if name not in (columns.dtype.names or ())]
     if missing:
@@ -173,7 +172,7 @@ def _forbid(path: str | Path, field: str, bad: Tensor, expected: str) -> None:
         raise Sr3dError(path, field, f"{int(bad.sum())} bad of {len(bad)}, first is number {first}", expected)
 
 
-def _numbered(path: Path, columns: NDArray[np.void], prefix: str) -> list[str]:
+def _numbered(path: Path, columns: np.ndarray, prefix: str) -> list[str]:
     """The properties prefix0, prefix1, ... without gaps."""
     found = {name for name in columns.dtype.names or () if re.fullmatch(re.escape(prefix) + r"\d+", name)}
     names = [f"{prefix}{i}" for i in range(len(found))]
@@ -183,7 +182,7 @@ def _numbered(path: Path, columns: NDArray[np.void], prefix: str) -> list[str]:
     return names
 
 
-def _lod(path: Path, columns: NDArray[np.void]) -> Lod:
+def _lod(path: Path, columns: np.ndarray) -> Lod:
     native, coarser, finer, level = _stack(path, columns, _LOD, finite=False).unbind(-1)
     _forbid(path, "lod_native", ~((native > 0) & torch.isfinite(native)), "finite footprints > 0")
     return Lod(
