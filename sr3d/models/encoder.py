@@ -58,8 +58,8 @@ class Encoder(nn.Module):
 def plucker_rays(cameras: Cameras, unit: Float[Tensor, " b"]) -> Float[Tensor, "b v 6 h w"]:
     """Plücker coordinates (direction, moment) of every pixel's ray, relative to the mean camera.
 
-    The world is moved so that the mean camera position is the origin, turned so that the first camera is upright, and
-    scaled by `unit`, because the result must not depend on where the world's origin, axes and metre are.
+    The world is moved to the mean camera position, turned to the mean camera's axes and scaled by `unit`, because the
+    result must depend neither on the world's origin, axes and metre nor on the order of the views.
 
     Args:
         cameras: V views for each of B scenes. [B, V]
@@ -67,8 +67,18 @@ def plucker_rays(cameras: Cameras, unit: Float[Tensor, " b"]) -> Float[Tensor, "
     """
     positions = (cameras.positions - cameras.positions.mean(dim=1, keepdim=True)) / unit[:, None, None]
     _, directions = cameras.world_rays()
-    turn = cameras.world_to_cam[:, 0, :3, :3]
+    turn = _mean_axes(cameras)
     directions = torch.einsum("bij,bvhwj->bvhwi", turn, directions)
     positions = torch.einsum("bij,bvj->bvi", turn, positions)
     moments = torch.linalg.cross(positions[:, :, None, None].expand_as(directions), directions)
     return torch.cat([directions, moments], dim=-1).permute(0, 1, 4, 2, 3)
+
+
+def _mean_axes(cameras: Cameras) -> Float[Tensor, "b 3 3"]:
+    """World-to-camera rotation of an upright mean camera."""
+    rotations = cameras.world_to_cam[..., :3, :3]
+    # A pinch of the first camera keeps opposite cameras from cancelling out.
+    down, forward = (rotations[..., i, :].mean(dim=1) + 1e-4 * rotations[:, 0, i] for i in (1, 2))
+    forward = nn.functional.normalize(forward, dim=-1)
+    right = nn.functional.normalize(torch.linalg.cross(down, forward), dim=-1)
+    return torch.stack([right, torch.linalg.cross(forward, right), forward], dim=1)

@@ -60,7 +60,7 @@ def locate(
     colors: Float[Tensor, "b n 3"],
     cameras: Cameras,
     surface: Float[Tensor, "b v h w"],
-    images: Float[Tensor, "b v 3 h w"],
+    images: Float[Tensor, "b v 3 hl wl"],
     config: GatherConfig,
 ) -> Sight:
     """Project points into every view and decide which views see them.
@@ -69,7 +69,7 @@ def locate(
         points: World frame. [B, N, 3]
         colors: Their colour before super-resolution. [B, N, 3]
         cameras: V views for each scene. [B, V]
-        surface: z-depth of the coarse scene drawn into the views, 0 where it has none. [B, V, h, w]
+        surface: z-depth of the coarse scene drawn into the views, 0 where it has none. [B, V, H, W]
         images: Views at low resolution. [B, V, 3, h, w]
         config: Tolerances.
     """

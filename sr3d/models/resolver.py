@@ -193,11 +193,12 @@ class SuperResolver(nn.Module):
     def _scaffold(self, coarse: Gaussians, views: _Views) -> tuple[Gaussians, Sight]:
         k = (self.config.sh_degree + 1) ** 2
         coarse = replace(coarse, sh=nn.functional.pad(coarse.sh, (0, 0, 0, k - coarse.sh.shape[-2])))
-        children = split_gaussians(coarse, self.config.scaffold, self.config.factor)
+        f = self.config.factor
+        small = views.cameras.resized(views.cameras.width // f, views.cameras.height // f)
+        children = split_gaussians(coarse, self.config.scaffold, f, small)
         colors = 0.5 + SH_C0 * children.sh[..., 0, :]
-        small = nn.functional.avg_pool2d(views.images.flatten(0, 1), self.config.factor)
-        small = small.unflatten(0, views.images.shape[:2])
-        sight = locate(children.means, colors, views.cameras, views.surface, small, self.config.gather)
+        blurred = nn.functional.avg_pool2d(views.images.flatten(0, 1), f).unflatten(0, views.images.shape[:2])
+        sight = locate(children.means, colors, views.cameras, views.surface, blurred, self.config.gather)
         if self.config.scaffold.recolor:
             color = fuse(sample(views.images, sight.uv), sight.weights)
             seen = (sight.weights.sum(dim=1) > 0)[..., None]

@@ -1,0 +1,26 @@
+"""LightningCLI: `fit` and `validate` from one YAML file, every key checked before any data is read."""
+
+from __future__ import annotations
+
+import lightning
+from lightning.pytorch.cli import LightningCLI
+
+from sr3d.datasets.datamodule import ClipDataModule
+from sr3d.training.module import SuperResolverModule
+
+
+def main(args: list[str] | None = None) -> lightning.Trainer:
+    """Run a subcommand, e.g. `main(["fit", "--config", "configs/demo.yaml"])`; None takes the command line.
+
+    Returns:
+        The trainer; `trainer.checkpoint_callback.last_model_path` is the checkpoint of a `fit`.
+    """
+    cli = LightningCLI(
+        SuperResolverModule,
+        ClipDataModule,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        args=args,
+    )
+    trainer: lightning.Trainer = cli.trainer
+    return trainer
