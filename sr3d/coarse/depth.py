@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sr3d.coarse.config import CoarseConfig
 from sr3d.coarse.fill import fill_holes
+from sr3d.coarse.sweep import sweep_depth
 from sr3d.errors import Sr3dError
 from sr3d.scene import Scene
 
@@ -28,12 +29,19 @@ def estimate_depth(scene: Scene, config: CoarseConfig) -> tuple[Float[Tensor, "v
     Raises:
         Sr3dError: No poses; source "depth" and the scene has none.
     """
-    cameras = scene.posed()
-    if config.source != "depth":
-        raise Sr3dError("sr3d.coarse.estimate_depth", "source", repr(config.source), "'depth'")
-    if scene.depths is None:
-        raise Sr3dError(scene.name, "depths", "none", "depth maps, or source 'sweep' to measure them from the views")
-    cameras.check(scene.name)
-    measured = torch.where(torch.isfinite(scene.depths) & (scene.depths > 0), scene.depths, 0)
+    if config.source == "sweep":
+        depth, agree = sweep_depth(scene, config.sweep)
+        measured = depth * agree
+    elif config.source == "depth":
+        measured = _given(scene)
+    else:
+        raise Sr3dError("sr3d.coarse.estimate_depth", "source", repr(config.source), "'depth' or 'sweep'")
     depth = fill_holes(measured, scene.images)
     return depth, torch.where(measured > 0, 1.0, torch.where(depth > 0, FILLED, 0.0)).to(depth)
+
+
+def _given(scene: Scene) -> Float[Tensor, "v h w"]:
+    scene.posed().check(scene.name)
+    if scene.depths is None:
+        raise Sr3dError(scene.name, "depths", "none", "depth maps, or source 'sweep' to measure them from the views")
+    return torch.where(torch.isfinite(scene.depths) & (scene.depths > 0), scene.depths, 0)
