@@ -1,5 +1,18 @@
 """Training data: the procedural world, shards of clips, and batches of low- and high-resolution views."""
 
+from sr3d.datasets.batch import Batch, make_batch, reduce_scene
+from sr3d.datasets.layout import CLASSES
+from sr3d.datasets.procedural import pack_procedural
+from sr3d.datasets.shards import ShardDataset, write_shards
 from sr3d.datasets.world import World
 
-__all__ = ["World"]
+__all__ = [
+    "CLASSES",
+    "Batch",
+    "ShardDataset",
+    "World",
+    "make_batch",
+    "pack_procedural",
+    "reduce_scene",
+    "write_shards",
+]

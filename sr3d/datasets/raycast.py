@@ -108,10 +108,10 @@ def _nearest(bodies, ox, oy, oz, dx, dy, dz):
 @no_type_check
 def _lit(bodies, ox, oy, oz, dx, dy, dz):
     """Whether nothing but the room lies between a point and the light at point + direction."""
-    for i in range(1, bodies[0].shape[0]):
-        if _distance(i, bodies, ox, oy, oz, dx, dy, dz, 1.0) < 1.0:
-            return False
-    return True
+    blocker = 1
+    while blocker < bodies[0].shape[0] and _distance(blocker, bodies, ox, oy, oz, dx, dy, dz, 1.0) > 1.0:
+        blocker += 1
+    return blocker == bodies[0].shape[0]
 
 
 @njit(cache=True)
@@ -119,7 +119,7 @@ def _lit(bodies, ox, oy, oz, dx, dy, dz):
 def _surface(i, bodies, px, py, pz):
     """At a surface point: world normal (3), face (0 x, 1 y, 2 z, 3 curved; + 4 on its negative side), u, v (metres),
     point in the body's frame (3)."""
-    kinds, centers, rotations, halves, radii = bodies
+    kinds, centers, rotations, halves, _ = bodies
     r, half = rotations[i], halves[i]
     x, y, z = px - centers[i, 0], py - centers[i, 1], pz - centers[i, 2]
     x, y, z = (
@@ -185,7 +185,7 @@ def _material(i, face, kinds, materials):
 @no_type_check
 def _openness(i, bodies, px, py, pz, nx, ny, nz):
     """Share of ambient light: less in the room's corners and beside bodies (each taken as its bounding sphere)."""
-    kinds, centers, rotations, halves, radii = bodies
+    kinds, centers, _, halves, radii = bodies
     open_share = 1.0
     x, y, z = px - centers[0, 0], py - centers[0, 1], pz - centers[0, 2]
     for p, h, n in ((x, halves[0, 0], nx), (y, halves[0, 1], ny), (z, halves[0, 2], nz)):
@@ -304,7 +304,7 @@ def cast_geometry(to_world, inverse_k, height, width, bodies, materials, classes
             dz = pose[2, 0] * cx + pose[2, 1] * cy + pose[2, 2]
             # The ray's camera-frame z is 1, so its parameter is the z-depth.
             t, i = _nearest(bodies, ox, oy, oz, dx, dy, dz)
-            nx, ny, nz, face, u, v, x, y, z = _surface(i, bodies, ox + t * dx, oy + t * dy, oz + t * dz)
+            nx, ny, nz, face = _surface(i, bodies, ox + t * dx, oy + t * dy, oz + t * dz)[:4]
             depths[view, row, column] = t
             labels[view, row, column] = classes[_material(i, face, bodies[0], materials)]
             numbers[view, row, column] = i

@@ -86,13 +86,13 @@ def photographs() -> npt.NDArray[np.uint8]:
 
 @lru_cache(maxsize=1)
 def glyphs() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Letters as signed distances (sharp at any size) in cell heights, > 0 on ink [G, 40, 24]; ink share and its mean [G + 1]."""
+    """Letters as signed distances in cell heights, > 0 on ink [G, 40, 24]; share of ink, and last the mean [G + 1]."""
     fine = 8
     height, width = _GLYPH_HEIGHT * fine, _GLYPH_WIDTH * fine
     fields, shares = [], []
     for character in _CHARACTERS:
         canvas = np.zeros((height, width), np.uint8)
-        (w, h), _ = cv2.getTextSize(character, cv2.FONT_HERSHEY_SIMPLEX, 7.4, 26)
+        (w, _), _ = cv2.getTextSize(character, cv2.FONT_HERSHEY_SIMPLEX, 7.4, 26)
         origin = ((width - w) // 2, int(height * 0.76))
         cv2.putText(canvas, character, origin, cv2.FONT_HERSHEY_SIMPLEX, 7.4, 255, 26, cv2.LINE_8)
         inside = cv2.distanceTransform(canvas, cv2.DIST_L2, 5)

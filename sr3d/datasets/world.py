@@ -221,7 +221,7 @@ class World:
         return cast_geometry(to_world, lens, cameras.height, cameras.width, self.bodies, self.materials, self.classes)
 
     def _rays(self, cameras: Cameras) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Float64 camera-to-world poses [V, 4, 4] and inverse intrinsics [V, 3, 3] of cameras that stand in free air."""
+        """Float64 camera-to-world poses [V, 4, 4] and inverse intrinsics [V, 3, 3]; all cameras stand in free air."""
         double = cameras.to("cpu").to(torch.float64)
         to_world = double.cam_to_world.numpy()
         for i, eye in enumerate(to_world[:, :3, 3]):

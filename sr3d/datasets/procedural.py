@@ -1,0 +1,81 @@
+"""Procedural worlds photographed into shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sr3d.datasets.layout import CLASSES
+from sr3d.datasets.shards import write_shards
+from sr3d.datasets.world import Kind, World
+from sr3d.errors import Sr3dError
+from sr3d.scene import Scene
+
+Split = Literal["train", "validation", "test"]
+_MAX_SCENES = 1_000_000
+
+
+def world_seed(seed: int, scene: int, split: Split) -> int:
+    """Seed of one world of a set; no two of (seed, scene, split) share one.
+
+    Raises:
+        Sr3dError: A negative seed, a scene outside 0..999999 or an unknown split.
+    """
+    splits = get_args(Split)
+    if seed < 0 or not 0 <= scene < _MAX_SCENES or split not in splits:
+        found = f"seed {seed}, scene {scene}, split {split!r}"
+        raise Sr3dError("sr3d.datasets.world_seed", "arguments", found, f"seed >= 0, scene < {_MAX_SCENES}, {splits}")
+    return (seed * _MAX_SCENES + scene) * len(splits) + splits.index(split)
+
+
+def pack_procedural(
+    folder: str | Path,
+    *,
+    scenes: int,
+    views: int,
+    size: int,
+    seed: int = 0,
+    split: Split = "train",
+    kind: Kind | None = None,
+    progress: bool = True,
+) -> Path:
+    """Render procedural worlds, one clip each, and write them as shards.
+
+    Args:
+        folder: Made if missing; must not hold shards yet.
+        scenes: Number of worlds.
+        views: Views per clip, along a short path; the first and the last see most of what the others see.
+        size: Width and height in pixels.
+        seed: Of the whole set.
+        split: Worlds of different splits never share a seed.
+        kind: "room" or "table"; both if None.
+        progress: Show a bar with the time left.
+
+    Returns:
+        Path of the index.
+
+    Raises:
+        Sr3dError: See `write_shards`, `World.generate` and `World.sample_cameras`.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    options = {
+        "source": "procedural",
+        "scenes": scenes,
+        "views": views,
+        "size": size,
+        "seed": seed,
+        "split": split,
+        "kind": kind,
+        "classes": list(CLASSES),
+    }
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), disable=not progress) as bar:
+
+        def clips() -> Iterator[Scene]:
+            for i in bar.track(range(scenes), description=f"{split} worlds"):
+                world = World.generate(world_seed(seed, i, split), kind)
+                yield world.render(world.sample_cameras(views, size, size))
+
+        return write_shards(clips(), folder, options=options)
