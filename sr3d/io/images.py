@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -95,7 +96,7 @@ def read_depth(path: str | Path, unit: float) -> Float32[np.ndarray, "h w"]:
         return (read_integers(path) * unit).astype(np.float32)
     try:
         depth = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise Sr3dError(path, "depth", f"{type(error).__name__}: {error}", "a .npy array of floats") from error
     if not isinstance(depth, np.ndarray) or depth.ndim not in (2, 3) or depth.shape[2:] not in ((), (1,)):
         raise Sr3dError(path, "depth", f"shape {getattr(depth, 'shape', None)}", "shape (height, width)")
