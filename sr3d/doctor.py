@@ -29,8 +29,8 @@ def doctor() -> str:
     table.add_column("item", no_wrap=True)
     table.add_column("found", overflow="fold")
     sections = {
-        "versions": _versions,
-        "devices": _devices,
+        "versions": versions,
+        "devices": devices,
         "numba": _threads,
         "renderer": _renderer,
         "extras": _extras,
@@ -45,7 +45,8 @@ def doctor() -> str:
     return console.export_text()
 
 
-def _versions() -> list[tuple[str, str]]:
+def versions() -> list[tuple[str, str]]:
+    """Python and the packages that matter: name and version."""
     return [("python", platform.python_version())] + [(name, _version(name)) for name in _PACKAGES]
 
 
@@ -56,7 +57,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _devices() -> list[tuple[str, str]]:
+def devices() -> list[tuple[str, str]]:
+    """CPU, GPUs and the CUDA compiler: name and description."""
     rows = [("cpu", f"{_cpu_model()}, {_usable_cores()} of {os.cpu_count()} cores usable")]
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
