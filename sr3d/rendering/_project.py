@@ -15,8 +15,27 @@ from numba import njit, prange
 
 from sr3d.rendering import constants as const
 from sr3d.rendering._geometry import (
-    C0, EPS2D, FASTMATH, HALF, ONE, TWO, ZERO, add_outer, basis_backward, basis_values, clamp, columns, columns_backward,
-    determinants, dot, factor, scaled, times, transposed_times, unit_quat, view_direction,
+    C0,
+    EPS2D,
+    FASTMATH,
+    HALF,
+    ONE,
+    TWO,
+    ZERO,
+    add_outer,
+    basis_backward,
+    basis_values,
+    clamp,
+    columns,
+    columns_backward,
+    determinants,
+    dot,
+    factor,
+    scaled,
+    times,
+    transposed_times,
+    unit_quat,
+    view_direction,
 )  # fmt: skip
 
 BLOCK = 512  # Gaussians per loop iteration; also the unit in which the pose gradient is summed

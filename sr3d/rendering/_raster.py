@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import no_type_check
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, prange
 from numba.core import types
 from numba.extending import intrinsic
@@ -24,7 +24,7 @@ _ALPHA_MAX, _ALPHA_MIN = np.float32(const.ALPHA_MAX), np.float32(const.ALPHA_MIN
 _T_MIN = np.float32(const.TRANSMITTANCE_MIN)
 _S_MAX = np.float32(5.8)  # exp(-5.8) < 1/255: nothing beyond is drawn
 # exp(-s) on 0..5.8 is the 8th power of this polynomial (fit of exp(-s/8)), to a relative error of 8e-7.
-_E0, _E1, _E2 = np.float32(0.9999999019084812), np.float32(-0.12499889251066304), np.float32(0.00781040072708735)
+_E0, _E1, _E2 = np.float32(0.99999990), np.float32(-0.124998893), np.float32(0.00781040073)
 _E3, _E4, _E5 = (
     np.float32(-0.00032402775579921754),
     np.float32(9.67988023879124e-06),

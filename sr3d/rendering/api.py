@@ -73,7 +73,7 @@ def render(
 
     Raises:
         Sr3dError: Batch axes or devices disagree, `features` is asked of Gaussians that have none, the background has
-            another shape, SH has a count that is no square up to 16, or the backend cannot run here.
+            another shape, SH has a count that is no square up to 16, K has skew, or the backend cannot run here.
     """
     _check(gaussians, cameras, background, features)
     chosen = choose_backend(gaussians.means.device)[0] if backend == "auto" else backend
@@ -84,7 +84,7 @@ def render(
     opacities = _opacities(gaussians, poses, K, lod)
 
     def flat(t: Tensor) -> Tensor:
-        return t.reshape(-1, *t.shape[len(batch) :])
+        return t.reshape(batch.numel(), *t.shape[len(batch) :])
 
     image, alpha = rasterize(
         flat(gaussians.means),
@@ -149,6 +149,8 @@ def _check(gaussians: Gaussians, cameras: Cameras, background: Tensor | None, fe
         raise Sr3dError(where, "batch axes", found, "the same")
     if gaussians.sh.shape[-2] not in (1, 4, 9, 16):
         raise Sr3dError(where, "sh", f"{gaussians.sh.shape[-2]} coefficients", "1, 4, 9 or 16 (degree 0 to 3)")
+    if cameras.K[..., 0, 1].any():
+        raise Sr3dError(where, "K", "skew", "K[..., 0, 1] = 0")
     if features and gaussians.features is None:
         raise Sr3dError(where, "features", "none in the Gaussians", "Gaussians with features, or features=False")
     if background is not None and tuple(background.shape) != (3,):

@@ -44,7 +44,7 @@ def project(
     zero = torch.zeros_like(z)
     J = torch.stack([fx / z, zero, -fx * tx / z**2, zero, fy / z, -fy * ty / z**2], dim=-1).unflatten(-1, (2, 3))
     covars2d = J @ rotation @ covars @ rotation.T @ J.transpose(-1, -2)
-    means2d = torch.stack([fx * x / z + K[0, 1] * y / z + cx, fy * y / z + cy], dim=-1)
+    means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], dim=-1)
     return means2d, covars2d, z
 
 
@@ -70,7 +70,7 @@ def _rasterize_view(
     blurred = covars2d + const.EPS2D * torch.eye(2, dtype=means.dtype, device=means.device)
     det = torch.linalg.det(blurred).clamp_min(1e-10)
     if antialias:
-        opacities = opacities * (torch.linalg.det(covars2d) / det).clamp_min(0).sqrt()
+        opacities = opacities * (torch.linalg.det(covars2d) / det).clamp_min(const.RATIO_MIN).sqrt()
     camera = -world_to_cam[:3, :3].T @ world_to_cam[:3, 3]
     rgb = sh_to_rgb(sh, torch.nn.functional.normalize(means - camera, dim=-1))
     channels = [rgb, depths[:, None]] + ([] if features is None else [features[order]])
