@@ -15,7 +15,9 @@ from sr3d.datasets.textures import COLUMNS, PHOTOS, Column, Pattern
 CLASSES = ("unknown", "wall", "floor", "ceiling", "table", "furniture", "rug", "picture", "box", "sphere", "cylinder")
 """Name of every label value."""
 
-_Triple = tuple[float, float, float]
+# Whole numbers are welcome wherever metres are.
+_Number = float | int
+_Triple = tuple[_Number, _Number, _Number]
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Layout:
     classes: list[int] = field(default_factory=list)
     lights: list[list[float]] = field(default_factory=list)
 
-    def uniform(self, low: float, high: float) -> float:
+    def uniform(self, low: _Number, high: _Number) -> float:
         """A random number."""
         return float(self.rng.uniform(low, high))
 
@@ -42,7 +44,9 @@ class Layout:
         self.classes.append(CLASSES.index(name))
         return len(self.textures) - 1
 
-    def body(self, kind: int, center: _Triple, half: _Triple, material: int, rotation: npt.NDArray | float = 0) -> None:
+    def body(
+        self, kind: int, center: _Triple, half: _Triple, material: int, rotation: npt.NDArray | _Number = 0
+    ) -> None:
         """Add a body; `rotation` is an angle about z, or a matrix whose columns are the body's axes."""
         self.kinds.append(kind)
         self.centers.append(center)
@@ -122,7 +126,7 @@ def make_table(rng: np.random.Generator) -> tuple[Layout, list[_Triple]]:
     return out, [(spot[0], spot[1], top + 0.08)]
 
 
-def _turn_z(angle: float) -> npt.NDArray[np.float64]:
+def _turn_z(angle: _Number) -> npt.NDArray[np.float64]:
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
@@ -158,9 +162,9 @@ def _table(out: Layout, spot: tuple[float, float], half: _Triple, angle: float, 
 def _things(
     out: Layout,
     spot: tuple[float, float],
-    floor: float,
+    floor: _Number,
     reach: tuple[float, float],
-    angle: float,
+    angle: _Number,
     count: int,
     radius: tuple[float, float],
 ) -> None:
@@ -202,7 +206,7 @@ def _pictures(out: Layout, size: _Triple, count: int) -> None:
         depth = sign * (size[axis] / 2 - thin)
         half = (thin, along, tall) if axis == 0 else (along, thin, tall)
         center = (depth, shift) if axis == 0 else (shift, depth)
-        texture = _photo_texture(rng, out.uniform(0.5, 1.0)) if rng.random() < 0.6 else _print_texture(rng, 0.12)
+        texture = _photo_texture(rng, 2 * max(along, tall)) if rng.random() < 0.6 else _print_texture(rng, 0.12)
         out.body(BOX, (*center, out.uniform(1.2, 1.7)), half, out.material("picture", texture))
 
 
@@ -238,7 +242,7 @@ def _texture(
     pattern: Pattern,
     scale: float,
     *,
-    amount: float = 0.5,
+    amount: float = 0.35,
     value: float = 0.7,
     saturation: float = 0.6,
     contrast: float = 0.45,
@@ -246,14 +250,15 @@ def _texture(
 ) -> npt.NDArray[np.float64]:
     """A texture with two random colours: one bright, one darker by `contrast`."""
     row = np.zeros(COLUMNS)
-    hue = rng.random()
+    # Rooms are mostly of warm colours.
+    hue = rng.uniform(0.02, 0.16) if rng.random() < 0.55 else rng.random()
     colours: list[Sequence[float]] = []
     for k in range(2):
         other = (hue + rng.normal(0, 0.08) + (0.5 if k and rng.random() < 0.25 else 0)) % 1
         bright = min(0.98, value * (1 if k == 0 else 1 - contrast) * rng.uniform(0.9, 1.1))
         colours.append(colorsys.hsv_to_rgb(other, saturation * rng.uniform(0.5, 1.3) * (1 if k else 0.7), bright))
     row[Column.PATTERN], row[Column.SCALE], row[Column.AMOUNT] = pattern, scale, amount
-    row[Column.GAIN] = rng.uniform(0.74, 0.84)
+    row[Column.GAIN] = rng.uniform(0.84, 0.92)
     row[Column.RED_A : Column.RED_A + 3], row[Column.RED_B : Column.RED_B + 3] = colours
     row[Column.SEED] = rng.integers(1 << 24)
     row[Column.COSINE], row[Column.SINE] = np.cos(turn), np.sin(turn)
@@ -261,7 +266,7 @@ def _texture(
 
 
 def _photo_texture(rng: np.random.Generator, width: float) -> npt.NDArray[np.float64]:
-    row = _texture(rng, Pattern.PHOTO, width, amount=0.35)
+    row = _texture(rng, Pattern.PHOTO, width, amount=0.25)
     row[Column.IMAGE] = rng.integers(len(PHOTOS))
     return row
 
@@ -274,14 +279,14 @@ def _print_texture(rng: np.random.Generator, size: float) -> npt.NDArray[np.floa
 def _wall_texture(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     pick = rng.random()
     if pick < 0.45:
-        return _texture(rng, Pattern.PLASTER, rng.uniform(0.2, 1.5), amount=0.55, value=0.85, saturation=0.3)
+        return _texture(rng, Pattern.PLASTER, rng.uniform(0.2, 1.5), amount=0.35, value=0.9, saturation=0.25)
     if pick < 0.7:
-        row = _texture(rng, Pattern.TILES, rng.uniform(0.2, 0.4), amount=0.3, value=0.75, saturation=0.5)
+        row = _texture(rng, Pattern.TILES, rng.uniform(0.2, 0.4), amount=0.2, value=0.75, saturation=0.5)
         row[Column.SHAPE] = 1
         return row
     if pick < 0.85:
         return _texture(rng, Pattern.PRINT, rng.uniform(0.1, 0.3), value=0.9, saturation=0.3, contrast=0.45)
-    return _texture(rng, Pattern.CLOTH, rng.uniform(0.2, 0.5), amount=0.25, value=0.85, saturation=0.35)
+    return _texture(rng, Pattern.CLOTH, rng.uniform(0.2, 0.5), amount=0.2, value=0.9, saturation=0.3)
 
 
 def _floor_texture(rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -290,12 +295,12 @@ def _floor_texture(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     if pick < 0.4:
         return _wood_texture(rng, rng.uniform(0.08, 0.16), turn)
     if pick < 0.7:
-        return _texture(rng, Pattern.TILES, rng.uniform(0.2, 0.5), amount=0.4, value=0.75, saturation=0.4)
-    return _texture(rng, Pattern.TERRAZZO, rng.uniform(0.06, 0.15), value=0.75, saturation=0.4)
+        return _texture(rng, Pattern.TILES, rng.uniform(0.2, 0.5), amount=0.25, value=0.8, saturation=0.35)
+    return _texture(rng, Pattern.TERRAZZO, rng.uniform(0.05, 0.12), value=0.8, saturation=0.3)
 
 
 def _wood_texture(rng: np.random.Generator, plank: float, turn: float) -> npt.NDArray[np.float64]:
-    row = _texture(rng, Pattern.WOOD, plank, amount=0.6, turn=turn)
+    row = _texture(rng, Pattern.WOOD, plank, amount=0.5, turn=turn)
     hue, value = rng.uniform(0.04, 0.1), rng.uniform(0.55, 0.9)
     row[Column.RED_A : Column.RED_A + 3] = colorsys.hsv_to_rgb(hue, rng.uniform(0.35, 0.6), value)
     row[Column.RED_B : Column.RED_B + 3] = colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 0.75), 0.5 * value)
@@ -304,7 +309,7 @@ def _wood_texture(rng: np.random.Generator, plank: float, turn: float) -> npt.ND
 
 def _rug_texture(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     pattern = Pattern.CLOTH if rng.random() < 0.6 else Pattern.TERRAZZO
-    return _texture(rng, pattern, rng.uniform(0.1, 0.3), amount=0.4, value=0.8, saturation=0.8)
+    return _texture(rng, pattern, rng.uniform(0.1, 0.3), amount=0.3, value=0.8, saturation=0.7)
 
 
 def _furniture_texture(rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -313,18 +318,18 @@ def _furniture_texture(rng: np.random.Generator) -> npt.NDArray[np.float64]:
         return _wood_texture(rng, rng.uniform(0.08, 0.25), float(rng.integers(2)) * np.pi / 2)
     if pick < 0.75:
         return _texture(rng, Pattern.TERRAZZO, rng.uniform(0.02, 0.06), value=0.8, saturation=0.4)
-    return _texture(rng, Pattern.PLASTER, rng.uniform(0.05, 0.4), amount=0.7, value=0.8)
+    return _texture(rng, Pattern.PLASTER, rng.uniform(0.05, 0.4), amount=0.45, value=0.8)
 
 
 def _thing_texture(rng: np.random.Generator, kind: int, radius: float) -> npt.NDArray[np.float64]:
     """Texture of a thing of `radius` metres."""
     pick = rng.random()
     if pick < 0.25:
-        return _photo_texture(rng, radius * rng.uniform(0.8, 2))
+        return _photo_texture(rng, radius * rng.uniform(1.2, 2.2))
     if pick < 0.5 and kind != SPHERE:
         return _print_texture(rng, radius * 0.35)
     if pick < 0.65:
         return _texture(rng, Pattern.CLOTH, radius * rng.uniform(0.3, 0.8), value=0.9, saturation=0.9)
     if pick < 0.8:
         return _texture(rng, Pattern.TERRAZZO, radius * rng.uniform(0.15, 0.4), value=0.85, saturation=0.9)
-    return _texture(rng, Pattern.PLASTER, radius * rng.uniform(0.3, 1.2), amount=0.8, value=0.85, saturation=0.9)
+    return _texture(rng, Pattern.PLASTER, radius * rng.uniform(0.3, 1.2), amount=0.5, value=0.85, saturation=0.8)

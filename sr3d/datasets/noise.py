@@ -20,11 +20,13 @@ _GRADIENTS = np.array(
     ],
     dtype=np.float64,
 )  # fmt: skip
+# What the optimiser may assume: all of "fast math" but the absence of NaN and inf.
+FAST = {"contract", "reassoc", "arcp", "nsz"}
 _MASK = 0xFFFFFFFF
 _MAX_OCTAVES = 30
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy", fastmath=FAST)
 @no_type_check
 def hash4(x, y, z, seed):
     """32 well-mixed bits of four integers."""
@@ -34,21 +36,21 @@ def hash4(x, y, z, seed):
     return h ^ (h >> 16)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def uniform(x, y, seed):
     """A number in [0, 1) for an integer cell."""
     return hash4(x, y, 17, seed) / 4294967296.0
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy", fastmath=FAST)
 @no_type_check
 def _corner(ix, iy, iz, x, y, z, seed):
     g = hash4(ix, iy, iz, seed) & 15
     return _GRADIENTS[g, 0] * x + _GRADIENTS[g, 1] * y + _GRADIENTS[g, 2] * z
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def gradient_noise(x, y, z, seed):
     """Perlin's noise: mean 0, within ±1, standard deviation about 0.27, wavelength about 1."""
@@ -71,14 +73,14 @@ def gradient_noise(x, y, z, seed):
     return a + w * (c - a)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy", fastmath=FAST)
 @no_type_check
 def keep(ratio):
     """Share of a wave's contrast that survives a filter of `ratio` wavelengths: 1 at 0, 0 from 1 on (like a sinc)."""
     return 0.0 if ratio >= 1 else 1 - ratio * np.sqrt(ratio)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def fractal(x, y, z, wavelength, gain, width, seed):
     """Octaves of noise from `wavelength` down to the filter width, contrast times `gain` per octave; mean 0."""
@@ -97,7 +99,7 @@ def fractal(x, y, z, wavelength, gain, width, seed):
     return total
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy", fastmath=FAST)
 @no_type_check
 def pulse(x, duty, width):
     """Mean over [x - width/2, x + width/2] of a wave of period 1 that is 1 on its first `duty` part, else 0."""
@@ -107,7 +109,7 @@ def pulse(x, duty, width):
     return (duty * (fb - fa) + min(b - fb, duty) - min(a - fa, duty)) / width
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy", fastmath=FAST)
 @no_type_check
 def smoothstep(low, high, x):
     """0 up to `low`, 1 from `high` on, smooth between."""

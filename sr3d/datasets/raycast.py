@@ -10,143 +10,123 @@ from typing import no_type_check
 import numpy as np
 from numba import njit, prange
 
-from sr3d.datasets.noise import hash4
+from sr3d.datasets.noise import FAST, hash4
 from sr3d.datasets.textures import texture_colour
 
 ROOM, BOX, SPHERE, CYLINDER = 0, 1, 2, 3
+# Columns of a body's row: kind, centre (3), axes (row-major, 9), half sizes (3), bounding radius.
+CENTER, AXES, HALF, RADIUS, BODY_COLUMNS = 1, 4, 13, 16, 17
 _FAR = 1e30
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
-def _slabs(ox, oy, oz, dx, dy, dz, hx, hy, hz):
-    """Entry and exit distance of a ray through a box centred at the origin (entry > exit: no hit)."""
-    near, far = -_FAR, _FAR
-    for o, d, h in ((ox, dx, hx), (oy, dy, hy), (oz, dz, hz)):
-        if abs(d) < 1e-14:
-            if abs(o) > h:
-                return 1.0, 0.0
-        else:
-            a, b = (-h - o) / d, (h - o) / d
-            near, far = max(near, min(a, b)), min(far, max(a, b))
-    return near, far
+def _slab(o, d, h, near, far):
+    """Narrow the part of a ray between two planes at ±h."""
+    if abs(d) < 1e-14:
+        return (near, far) if abs(o) <= h else (_FAR, -_FAR)
+    a, b = (-h - o) / d, (h - o) / d
+    return max(near, min(a, b)), min(far, max(a, b))
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
-def _hit_body(kind, half, ox, oy, oz, dx, dy, dz):
-    """Distance along a ray in the body's frame to its visible surface, or a huge number."""
-    if kind == ROOM:
-        near, far = _slabs(ox, oy, oz, dx, dy, dz, half[0], half[1], half[2])
-        return far
-    if kind == BOX:
-        near, far = _slabs(ox, oy, oz, dx, dy, dz, half[0], half[1], half[2])
-        return near if far >= near and near > 0 else _FAR
-    radius = half[0]
+def _cylinder(radius, half, ox, oy, oz, dx, dy, dz):
+    """Entry and exit of a ray through a capped cylinder along z."""
+    near, far = _slab(oz, dz, half, -_FAR, _FAR)
+    a, b, c = dx * dx + dy * dy, ox * dx + oy * dy, ox * ox + oy * oy - radius * radius
+    if a < 1e-14:
+        return (near, far) if c <= 0 else (_FAR, -_FAR)
+    square = b * b - a * c
+    if square < 0:
+        return _FAR, -_FAR
+    root = np.sqrt(square)
+    return max(near, (-b - root) / a), min(far, (-b + root) / a)
+
+
+@njit(cache=True, error_model="numpy", fastmath=FAST)
+@no_type_check
+def _distance(i, bodies, ox, oy, oz, dx, dy, dz, length, limit):
+    """Parameter at which a ray (|d|² = length) meets body i if less than `limit`, else a huge number."""
+    kind = int(bodies[i, 0])
+    x, y, z = ox - bodies[i, 1], oy - bodies[i, 2], oz - bodies[i, 3]
+    b = x * dx + y * dy + z * dz
+    c = x * x + y * y + z * z - bodies[i, 16] * bodies[i, 16]
+    if kind != ROOM and ((c > 0 and b > 0) or b * b < length * c):
+        return _FAR
     if kind == SPHERE:
-        a, b = dx * dx + dy * dy + dz * dz, ox * dx + oy * dy + oz * dz
-        disc = b * b - a * (ox * ox + oy * oy + oz * oz - radius * radius)
-        t = (-b - np.sqrt(disc)) / a if disc >= 0 else _FAR
-        return t if t > 0 else _FAR
-    a, b = dx * dx + dy * dy, ox * dx + oy * dy
-    c = ox * ox + oy * oy - radius * radius
-    near, far = -_FAR, _FAR
-    if a > 1e-14:
-        disc = b * b - a * c
-        if disc < 0:
-            return _FAR
-        root = np.sqrt(disc)
-        near, far = (-b - root) / a, (-b + root) / a
-    elif c > 0:
-        return _FAR
-    if abs(dz) > 1e-14:
-        p, q = (-half[2] - oz) / dz, (half[2] - oz) / dz
-        near, far = max(near, min(p, q)), min(far, max(p, q))
-    elif abs(oz) > half[2]:
-        return _FAR
-    return near if far >= near and near > 0 else _FAR
+        t = (-b - np.sqrt(b * b - length * c)) / length
+        return t if 0 < t < limit else _FAR
+    lx = bodies[i, 4] * x + bodies[i, 7] * y + bodies[i, 10] * z
+    ly = bodies[i, 5] * x + bodies[i, 8] * y + bodies[i, 11] * z
+    lz = bodies[i, 6] * x + bodies[i, 9] * y + bodies[i, 12] * z
+    ex = bodies[i, 4] * dx + bodies[i, 7] * dy + bodies[i, 10] * dz
+    ey = bodies[i, 5] * dx + bodies[i, 8] * dy + bodies[i, 11] * dz
+    ez = bodies[i, 6] * dx + bodies[i, 9] * dy + bodies[i, 12] * dz
+    if kind == CYLINDER:
+        near, far = _cylinder(bodies[i, 13], bodies[i, 15], lx, ly, lz, ex, ey, ez)
+    else:
+        near, far = _slab(lx, ex, bodies[i, 13], -_FAR, _FAR)
+        near, far = _slab(ly, ey, bodies[i, 14], near, far)
+        near, far = _slab(lz, ez, bodies[i, 15], near, far)
+    if kind == ROOM:
+        return far
+    return near if near <= far and 0 < near < limit else _FAR
 
 
-@njit(cache=True)
-@no_type_check
-def _distance(i, bodies, ox, oy, oz, dx, dy, dz, limit):
-    """Distance to body i in the world frame if less than `limit`, else a huge number."""
-    kinds, centers, rotations, halves, radii = bodies
-    x, y, z = ox - centers[i, 0], oy - centers[i, 1], oz - centers[i, 2]
-    if kinds[i] != ROOM:
-        a, b = dx * dx + dy * dy + dz * dz, x * dx + y * dy + z * dz
-        c = x * x + y * y + z * z - radii[i] * radii[i]
-        if (c > 0 and b > 0) or b * b < a * c:
-            return _FAR
-    r = rotations[i]
-    t = _hit_body(
-        kinds[i],
-        halves[i],
-        r[0, 0] * x + r[1, 0] * y + r[2, 0] * z,
-        r[0, 1] * x + r[1, 1] * y + r[2, 1] * z,
-        r[0, 2] * x + r[1, 2] * y + r[2, 2] * z,
-        r[0, 0] * dx + r[1, 0] * dy + r[2, 0] * dz,
-        r[0, 1] * dx + r[1, 1] * dy + r[2, 1] * dz,
-        r[0, 2] * dx + r[1, 2] * dy + r[2, 2] * dz,
-    )
-    return t if t < limit else _FAR
-
-
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def _nearest(bodies, ox, oy, oz, dx, dy, dz):
     """Distance and number of the first body that a ray meets (the room, body 0, is always met from inside)."""
-    best, found = _FAR, 0
-    for i in range(bodies[0].shape[0]):
-        t = _distance(i, bodies, ox, oy, oz, dx, dy, dz, best)
+    best, found, length = _FAR, 0, dx * dx + dy * dy + dz * dz
+    for i in range(bodies.shape[0]):
+        t = _distance(i, bodies, ox, oy, oz, dx, dy, dz, length, best)
         if t < best:
             best, found = t, i
     return best, found
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def _lit(bodies, ox, oy, oz, dx, dy, dz):
     """Whether nothing but the room lies between a point and the light at point + direction."""
-    blocker = 1
-    while blocker < bodies[0].shape[0] and _distance(blocker, bodies, ox, oy, oz, dx, dy, dz, 1.0) > 1.0:
+    blocker, length = 1, dx * dx + dy * dy + dz * dz
+    while blocker < bodies.shape[0] and _distance(blocker, bodies, ox, oy, oz, dx, dy, dz, length, 1.0) > 1:
         blocker += 1
-    return blocker == bodies[0].shape[0]
+    return blocker == bodies.shape[0]
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def _surface(i, bodies, px, py, pz):
     """At a surface point: world normal (3), face (0 x, 1 y, 2 z, 3 curved; + 4 on its negative side), u, v (metres),
     point in the body's frame (3)."""
-    kinds, centers, rotations, halves, _ = bodies
-    r, half = rotations[i], halves[i]
-    x, y, z = px - centers[i, 0], py - centers[i, 1], pz - centers[i, 2]
+    kind, hx, hy, hz = int(bodies[i, 0]), bodies[i, 13], bodies[i, 14], bodies[i, 15]
+    x, y, z = px - bodies[i, 1], py - bodies[i, 2], pz - bodies[i, 3]
     x, y, z = (
-        r[0, 0] * x + r[1, 0] * y + r[2, 0] * z,
-        r[0, 1] * x + r[1, 1] * y + r[2, 1] * z,
-        r[0, 2] * x + r[1, 2] * y + r[2, 2] * z,
+        bodies[i, 4] * x + bodies[i, 7] * y + bodies[i, 10] * z,
+        bodies[i, 5] * x + bodies[i, 8] * y + bodies[i, 11] * z,
+        bodies[i, 6] * x + bodies[i, 9] * y + bodies[i, 12] * z,
     )
     a, b, c = x, y, z
-    kind = kinds[i]
     if kind == SPHERE:
-        nx, ny, nz = x / half[0], y / half[0], z / half[0]
+        nx, ny, nz = x / hx, y / hx, z / hx
         # Pattern coordinates: a cube of 0.85 radii around the sphere.
-        scale = 0.85 * half[0] / max(abs(x), abs(y), abs(z))
+        scale = 0.85 * hx / max(abs(x), abs(y), abs(z))
         a, b, c = x * scale, y * scale, z * scale
         sx, sy, sz = abs(x), abs(y), abs(z)
     elif kind == CYLINDER:
         radial = np.sqrt(x * x + y * y)
         sx = sy = 0.0
-        sz = abs(z) / half[2] - radial / half[0]
+        sz = abs(z) / hz - radial / hx
         nx, ny, nz = x / radial if radial > 0 else 1.0, y / radial if radial > 0 else 0.0, 0.0
     else:
-        sx, sy, sz = abs(x) / half[0], abs(y) / half[1], abs(z) / half[2]
+        sx, sy, sz = abs(x) / hx, abs(y) / hy, abs(z) / hz
         nx = ny = nz = 0.0
     side = -1.0 if kind == ROOM else 1.0
     if kind == CYLINDER and sz < 0:
         face, negative = 3, False
-        u, v = half[0] * np.arctan2(y, x), -z
+        u, v = hx * np.arctan2(y, x), -z
     elif sx >= sy and sx >= sz:
         face, negative = 0, side * x < 0
         u, v = (-b if negative else b), -c
@@ -160,9 +140,9 @@ def _surface(i, bodies, px, py, pz):
         sign = -1.0 if negative else 1.0
         nx, ny, nz = sign * (face == 0), sign * (face == 1), sign * (face == 2)
     return (
-        r[0, 0] * nx + r[0, 1] * ny + r[0, 2] * nz,
-        r[1, 0] * nx + r[1, 1] * ny + r[1, 2] * nz,
-        r[2, 0] * nx + r[2, 1] * ny + r[2, 2] * nz,
+        bodies[i, 4] * nx + bodies[i, 5] * ny + bodies[i, 6] * nz,
+        bodies[i, 7] * nx + bodies[i, 8] * ny + bodies[i, 9] * nz,
+        bodies[i, 10] * nx + bodies[i, 11] * ny + bodies[i, 12] * nz,
         face + 4 * negative,
         u,
         v,
@@ -172,50 +152,47 @@ def _surface(i, bodies, px, py, pz):
     )
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
-def _material(i, face, kinds, materials):
+def _material(i, face, bodies, materials):
     """Texture row of a face: a room has four (walls across x, walls across y, floor, ceiling)."""
-    if kinds[i] != ROOM:
+    if bodies[i, 0] != ROOM:
         return materials[i]
     return materials[i] + (3 if face == 6 else face % 4)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def _openness(i, bodies, px, py, pz, nx, ny, nz):
     """Share of ambient light: less in the room's corners and beside bodies (each taken as its bounding sphere)."""
-    kinds, centers, _, halves, radii = bodies
     open_share = 1.0
-    x, y, z = px - centers[0, 0], py - centers[0, 1], pz - centers[0, 2]
-    for p, h, n in ((x, halves[0, 0], nx), (y, halves[0, 1], ny), (z, halves[0, 2], nz)):
-        # A wall darkens what does not lie in it or face away from it.
-        open_share *= 1 - 0.35 * max(0.0, 1 - n * n) * np.exp(-3.5 * (h - abs(p)))
-    for k in range(1, kinds.shape[0]):
+    x, y, z = px - bodies[0, 1], py - bodies[0, 2], pz - bodies[0, 3]
+    # A wall darkens what does not lie in it.
+    open_share *= 1 - 0.35 * max(0.0, 1 - nx * nx) * np.exp(-3.5 * (bodies[0, 13] - abs(x)))
+    open_share *= 1 - 0.35 * max(0.0, 1 - ny * ny) * np.exp(-3.5 * (bodies[0, 14] - abs(y)))
+    open_share *= 1 - 0.35 * max(0.0, 1 - nz * nz) * np.exp(-3.5 * (bodies[0, 15] - abs(z)))
+    for k in range(1, bodies.shape[0]):
         if k == i:
             continue
-        x, y, z = centers[k, 0] - px, centers[k, 1] - py, centers[k, 2] - pz
+        x, y, z = bodies[k, 1] - px, bodies[k, 2] - py, bodies[k, 3] - pz
         square = x * x + y * y + z * z
-        size = 0.75 * radii[k]
-        if square > 36 * size * size:
-            continue
-        toward = (x * nx + y * ny + z * nz) / np.sqrt(square)
-        if toward > 0:
-            open_share *= 1 - 0.75 * toward * min(1.0, size * size / square)
+        size = 0.75 * bodies[k, 16]
+        facing = x * nx + y * ny + z * nz
+        if facing > 0 and square < 36 * size * size:
+            open_share *= 1 - 0.75 * facing / np.sqrt(square) * min(1.0, size * size / square)
     return open_share
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def _shade(i, bodies, materials, textures, lights, ambient, images, px, py, pz, footprint, dx, dy, dz):
     """Colour of body i at a point that a sample of width `footprint` (across the ray) looks at along d."""
     nx, ny, nz, face, u, v, x, y, z = _surface(i, bodies, px, py, pz)
     slant = -(nx * dx + ny * dy + nz * dz) / np.sqrt(dx * dx + dy * dy + dz * dz)
     width = footprint / max(slant, 0.08) ** 0.75
-    row = textures[_material(i, face, bodies[0], materials)]
-    shift = 7.3 * face
+    row = textures[_material(i, face, bodies, materials)]
     photos, fields, shares = images
-    red, green, blue = texture_colour(row, u + shift, v, x + shift, y, z, width, photos, fields, shares)
+    red, green, blue = texture_colour(row, face, u, v, x, y, z, width, photos, fields, shares)
     light_red = light_green = light_blue = ambient * _openness(i, bodies, px, py, pz, nx, ny, nz)
     ox, oy, oz = px + 1e-6 * nx, py + 1e-6 * ny, pz + 1e-6 * nz
     for k in range(lights.shape[0]):
@@ -234,7 +211,7 @@ def _shade(i, bodies, materials, textures, lights, ambient, images, px, py, pz, 
     )
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def cast_images(
     to_world, inverse_k, height, width, samples, seed, bodies, materials, textures, lights, ambient, images
@@ -283,7 +260,7 @@ def cast_images(
     return out
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@njit(cache=True, parallel=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def cast_geometry(to_world, inverse_k, height, width, bodies, materials, classes):
     """At pixel centres of V views: z-depth [V, H, W], class [V, H, W], body number [V, H, W], normal [V, H, W, 3]."""
@@ -306,7 +283,7 @@ def cast_geometry(to_world, inverse_k, height, width, bodies, materials, classes
             t, i = _nearest(bodies, ox, oy, oz, dx, dy, dz)
             nx, ny, nz, face = _surface(i, bodies, ox + t * dx, oy + t * dy, oz + t * dz)[:4]
             depths[view, row, column] = t
-            labels[view, row, column] = classes[_material(i, face, bodies[0], materials)]
+            labels[view, row, column] = classes[_material(i, face, bodies, materials)]
             numbers[view, row, column] = i
             normals[view, row, column, 0] = nx
             normals[view, row, column, 1] = ny

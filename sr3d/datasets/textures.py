@@ -17,7 +17,7 @@ import numpy.typing as npt
 import skimage
 from numba import njit
 
-from sr3d.datasets.noise import fractal, gradient_noise, hash4, keep, pulse, smoothstep, uniform
+from sr3d.datasets.noise import FAST, fractal, gradient_noise, hash4, keep, pulse, smoothstep, uniform
 
 
 class Pattern(IntEnum):
@@ -51,8 +51,8 @@ class Column(IntEnum):
 COLUMNS = 15
 # Photographs that are part of scikit-image's wheel (nothing is downloaded).
 PHOTOS = (
-    "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg",
-    "ihc.png", "color.png", "camera.png", "coins.png", "grass.png", "gravel.png", "brick.png", "moon.png",
+    "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "retina.jpg", "ihc.png",
+    "camera.png", "coins.png", "grass.png", "gravel.png", "brick.png", "moon.png",
 )  # fmt: skip
 _PHOTO_SIZE = 512
 _PHOTO_LEVELS = 10
@@ -70,11 +70,14 @@ _PHOTO, _CLOTH, _TERRAZZO = int(Pattern.PHOTO), int(Pattern.CLOTH), int(Pattern.
 
 @lru_cache(maxsize=1)
 def photographs() -> npt.NDArray[np.uint8]:
-    """Mip pyramids of `PHOTOS`, 512² down to 1², one level after the other, RGB. [photos, texels, 3]"""
+    """Mip pyramids of `PHOTOS` (middle square), 512² to 1², level after level, RGB. [photos, texels, 3]"""
     folder = Path(skimage.__file__).parent / "data"
     pyramids = []
     for name in PHOTOS:
         image = cv2.cvtColor(cv2.imread(str(folder / name), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        side = min(image.shape[:2])
+        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+        image = image[top : top + side, left : left + side]
         level = cv2.resize(image, (_PHOTO_SIZE, _PHOTO_SIZE), interpolation=cv2.INTER_AREA)
         levels = []
         for _ in range(_PHOTO_LEVELS):
@@ -103,7 +106,7 @@ def glyphs() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     return np.stack(fields).astype(np.float32), np.array(shares, np.float32)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def _ink(u, v, size, width, seed, fields, shares):
     """Coverage by lines of text with cells of `size` × 0.6 `size`."""
@@ -129,7 +132,7 @@ def _ink(u, v, size, width, seed, fields, shares):
     return sharp + (near - sharp) * smoothstep(0.12, 0.5, w)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def _print(u, v, size, width, seed, fields, shares):
     """Darkness of a printed page: blocks of large, medium and small print, finer print inside everything."""
@@ -151,7 +154,7 @@ def _print(u, v, size, width, seed, fields, shares):
     return ink
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def _photo_level(photo, u, v, level):
     """Bilinear look-up in one pyramid level, mirrored repeat; u, v in image sizes."""
@@ -174,7 +177,7 @@ def _photo_level(photo, u, v, level):
     )
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def _photo(photo, u, v, texels):
     """Trilinear look-up; `texels` is the filter width in texels of the finest level."""
@@ -188,7 +191,7 @@ def _photo(photo, u, v, texels):
     return r, g, b
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def _chips(u, v, size, width, seed):
     """Round chips of stone: coverage and a number in ±0.5 that differs from chip to chip."""
@@ -209,7 +212,7 @@ def _chips(u, v, size, width, seed):
     return best + (0.4 - best) * fade, tone * (1 - fade)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def _wood(u, v, size, width, gain, seed):
     """Planks along u: rings drawn out by slow noise, and fibres twelve times longer than wide."""
@@ -225,7 +228,7 @@ def _wood(u, v, size, width, gain, seed):
     return 0.25 * rings + fibres + 0.5 * tone * keep(width / size), gap
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def _tiles(u, v, size, width, shape, seed):
     """Tiles (shape 0) or running-bond bricks (shape 1): share of grout, and a number in ±0.5 per tile."""
@@ -238,7 +241,7 @@ def _tiles(u, v, size, width, shape, seed):
     return 1 - (1 - grout_x) * (1 - grout_y), tone
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def _cloth(u, v, size, width, seed):
     """A plaid woven from threads of a hundredth of its period."""
@@ -250,38 +253,40 @@ def _cloth(u, v, size, width, seed):
     return plaid + 0.2 * weave
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", fastmath=FAST)
 @no_type_check
-def texture_colour(row, u, v, x, y, z, width, photos, fields, shares):
+def texture_colour(row, face, u, v, x, y, z, width, photos, fields, shares):
     """RGB of one texture at a surface point.
 
-    u, v: metres on the surface; x, y, z: metres inside the body; width: filter width, metres.
+    face: faces of a body differ; u, v: metres on the surface, from the face's middle; x, y, z: metres inside the
+    body; width: filter width, metres.
     """
     pattern, size, gain, amount = int(row[0]), row[_SCALE], row[_GAIN], row[_AMOUNT]
-    seed = int(row[_SEED])
+    solid = int(row[_SEED])
+    seed = solid + 101 * face
     u, v = row[_COSINE] * u - row[_SINE] * v, row[_SINE] * u + row[_COSINE] * v
     mix, light, dark = 0.0, 1.0, 0.0
     if pattern == _PHOTO:
         texel = size / _PHOTO_SIZE
-        r, g, b = _photo(photos[int(row[_IMAGE])], u / size, v / size, width / texel)
+        r, g, b = _photo(photos[int(row[_IMAGE])], u / size + 0.5, v / size + 0.5, width / texel)
         # Below the photograph's own resolution noise goes on.
-        light = 1 + amount * fractal(x, y, z, 6 * texel, gain, width, seed)
-        return r * light, g * light, b * light
+        finer = amount * fractal(x, y, z, 6 * texel, gain, width, solid)
+        return r + (r + 0.1) * finer, g + (g + 0.1) * finer, b + (b + 0.1) * finer
     if pattern == _PRINT:
         mix = _print(u, v, size, width, seed, fields, shares)
-        light = 1 + 0.4 * amount * fractal(x, y, z, size, gain, width, seed)
+        light = 1 + 0.4 * amount * fractal(x, y, z, size, gain, width, solid)
     elif pattern == _WOOD:
         mix, dark = _wood(u, v, size, width, gain, seed)
         mix = 0.5 + amount * mix
     elif pattern == _TILES:
         dark, mix = _tiles(u, v, size, width, row[_SHAPE], seed)
         mix = 0.5 + 0.9 * mix
-        light = 1 + amount * fractal(x, y, z, 0.5 * size, gain, width, seed)
+        light = 1 + amount * fractal(x, y, z, 0.5 * size, gain, width, solid)
     elif pattern == _CLOTH:
         mix = _cloth(u, v, size, width, seed)
-        light = 1 + amount * fractal(x, y, z, size, gain, width, seed)
+        light = 1 + amount * fractal(x, y, z, size, gain, width, solid)
     elif pattern == _TERRAZZO:
-        light = 1 + 0.5 * amount * fractal(x, y, z, 4 * size, gain, width, seed)
+        light = 1 + 0.5 * amount * fractal(x, y, z, 4 * size, gain, width, solid)
         here = size
         for level in range(4):
             if level > 0 and width > here:
@@ -293,7 +298,7 @@ def texture_colour(row, u, v, x, y, z, width, photos, fields, shares):
             here /= 6
         mix += 0.4
     else:
-        mix = 0.5 + amount * fractal(x, y, z, size, gain, width, seed)
+        mix = 0.5 + amount * fractal(x, y, z, size, gain, width, solid)
     light *= 1 - 0.6 * dark
     return (
         light * (row[_A] + mix * (row[_B] - row[_A])),

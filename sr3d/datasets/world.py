@@ -13,7 +13,19 @@ from torch import Tensor
 
 from sr3d.cameras import Cameras
 from sr3d.datasets.layout import Layout, make_room, make_table
-from sr3d.datasets.raycast import cast_geometry, cast_images
+from sr3d.datasets.raycast import (
+    AXES,
+    BODY_COLUMNS,
+    BOX,
+    CENTER,
+    CYLINDER,
+    HALF,
+    RADIUS,
+    ROOM,
+    SPHERE,
+    cast_geometry,
+    cast_images,
+)
 from sr3d.datasets.textures import glyphs, photographs
 from sr3d.errors import Sr3dError
 from sr3d.scene import Scene
@@ -31,7 +43,7 @@ class World:
     Attributes:
         kind: A furnished room (3-6 m), or a table-top (1-2 m) in a small one.
         seed: What it was made from.
-        bodies: Kinds [P], centres [P, 3], axes [P, 3, 3], half sizes [P, 3], bounding radii [P]; the room first.
+        bodies: Kind, centre (3), axes (9), half sizes (3), bounding radius of every body; the room first. [P, 17]
         materials: First texture of every body. [P]
         textures: Rows of `sr3d.datasets.textures.Column`. [S, 15]
         classes: Label of every texture, an index into `sr3d.datasets.layout.CLASSES`. [S]
@@ -42,7 +54,7 @@ class World:
 
     kind: Kind
     seed: int
-    bodies: tuple[npt.NDArray, npt.NDArray, npt.NDArray, npt.NDArray, npt.NDArray]
+    bodies: npt.NDArray[np.float64]
     materials: npt.NDArray[np.int64]
     textures: npt.NDArray[np.float64]
     classes: npt.NDArray[np.int64]
@@ -166,7 +178,7 @@ class World:
 
     def _viewpoint(self, rng: np.random.Generator) -> tuple[npt.NDArray, npt.NDArray]:
         """A place to stand and a point to look at."""
-        room = self.bodies[3][0]
+        room = self.bodies[0, HALF:RADIUS]
         target = self.focus[rng.integers(len(self.focus))] + rng.normal(0, 0.05, 3)
         near, far = (1.3, 3.2) if self.kind == "room" else (0.7, 1.25)
         for _ in range(60):
@@ -232,17 +244,19 @@ class World:
 
     def _free(self, point: npt.NDArray) -> bool:
         """Whether a point is in the room and in no body (bounded by its box)."""
-        _, centers, rotations, halves, _ = self.bodies
-        local = np.einsum("pij,pi->pj", rotations, point - centers)
+        axes, halves = self.bodies[:, AXES:HALF].reshape(-1, 3, 3), self.bodies[:, HALF:RADIUS]
+        local = np.einsum("pij,pi->pj", axes, point - self.bodies[:, CENTER:AXES])
         inside = (np.abs(local) < halves + 1e-3 * np.where(np.arange(len(halves)) > 0, 1, -1)[:, None]).all(axis=1)
         return bool(inside[0] and not inside[1:].any())
 
 
-def _bodies(layout: Layout) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray, npt.NDArray, npt.NDArray]:
-    kinds, halves = np.array(layout.kinds, np.int64), np.array(layout.halves, np.float64)
-    spread = {1: (1, 1, 1), 2: (1, 0, 0), 3: (1, 0, 1), 0: (1, 1, 1)}
-    radii = np.array([np.linalg.norm(h * spread[k]) for k, h in zip(kinds.tolist(), halves)])
-    return kinds, np.array(layout.centers, np.float64), np.stack(layout.rotations).astype(np.float64), halves, radii
+def _bodies(layout: Layout) -> npt.NDArray[np.float64]:
+    out = np.zeros((len(layout.kinds), BODY_COLUMNS))
+    out[:, 0], out[:, CENTER:AXES], out[:, HALF:RADIUS] = layout.kinds, layout.centers, layout.halves
+    out[:, AXES:HALF] = np.stack(layout.rotations).reshape(-1, 9)
+    spread = {ROOM: (1, 1, 1), BOX: (1, 1, 1), SPHERE: (1, 0, 0), CYLINDER: (1, 0, 1)}
+    out[:, RADIUS] = [np.linalg.norm(np.multiply(h, spread[k])) for k, h in zip(layout.kinds, layout.halves)]
+    return out
 
 
 def _look_at(eyes: npt.NDArray, targets: npt.NDArray) -> npt.NDArray[np.float64]:
