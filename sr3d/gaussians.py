@@ -128,7 +128,8 @@ class Gaussians:
         scale = torch.linalg.det(linear.double()).abs().pow(1 / 3).to(self.means)
         rotation = linear / scale
         off = (rotation @ rotation.T - torch.eye(3).to(rotation)).abs().max().item()
-        if not off < 1e-4 or torch.linalg.det(rotation) < 0:
+        last = (matrix[3].to(rotation) - torch.tensor([0, 0, 0, 1]).to(rotation)).abs().max().item()
+        if not off < 1e-4 or not last < 1e-6 or torch.linalg.det(rotation) < 0:
             raise Sr3dError("sr3d.Gaussians.transform", "matrix", matrix.tolist(), "rotation · scale + translation")
         lod = self.lod
         if lod is not None:

@@ -98,8 +98,9 @@ def visibility(lod: Lod, footprint: Float[Tensor, "*views n"]) -> Float[Tensor, 
     coarser = torch.where(has_parent, lod.coarser, 2 * lod.native).to(footprint.dtype)
     finer = torch.where(has_child, lod.finer, 0.5 * lod.native).to(footprint.dtype)
     native = lod.native.to(footprint.dtype)
-    up = torch.log(coarser / footprint) / torch.log(coarser / native)
-    down = torch.log(footprint / finer) / torch.log(native / finer)
+    # A neighbour of the same footprint leaves no room to fade: the step stays finite.
+    up = torch.log(coarser / footprint) / torch.log(coarser / native).clamp_min(1e-6)
+    down = torch.log(footprint / finer) / torch.log(native / finer).clamp_min(1e-6)
     up = torch.where(has_parent, up.clamp(0, 1), one)
     down = torch.where(has_child, down.clamp(0, 1), one)
     return torch.where(footprint >= native, up, down)

@@ -5,6 +5,7 @@ Read here and not by pycolmap, which takes what a truncated file leaves undefine
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def _image_root(folder: Path, model: Path, images: Sequence[_Image]) -> Path:
     """The folder that image names are relative to: the first with any of the images."""
     around = [folder, *list(model.resolve().parents)[:3]]
     candidates = [parent / "images" for parent in around] + [folder, model]
-    return next((c for c in candidates if any((c / image.name).is_file() for image in images)), folder / "images")
+    return next((c for c in candidates if any(os.path.isfile(c / image.name) for image in images)), folder / "images")
 
 
 def _frame(source: Path, cameras: dict[int, _Camera], image: _Image, root: Path) -> Frame:

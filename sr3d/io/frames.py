@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -56,8 +57,9 @@ def present(source: Path, files: Sequence[Path]) -> list[int]:
     """
     if not files:
         raise Sr3dError(source, "frames", "an empty list", "at least one frame")
-    found = [i for i, file in enumerate(files) if file.is_file()]
-    missing = [str(file) for file in files if not file.is_file()]
+    # os.path.isfile is False, where Path.is_file raises, for names that no file system takes.
+    found = [i for i, file in enumerate(files) if os.path.isfile(file)]
+    missing = [str(file) for file in files if not os.path.isfile(file)]
     if missing:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         if len(found) < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -124,7 +125,7 @@ def write_image(path: str | Path, image: Float[Tensor, "h w 3"]) -> None:
 
 def _open(path: Path) -> Image.Image:
     """A fully decoded image: PIL decodes late, and damage shows only then."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise Sr3dError(path, "file", "no such file", "an image")
     try:
         image = Image.open(path)

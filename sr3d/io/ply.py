@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.lib.recfunctions import structured_to_unstructured
 from plyfile import PlyData, PlyElement, PlyParseError
 from torch import Tensor
 
@@ -78,7 +79,7 @@ def write_ply(gaussians: Gaussians, path: str | Path) -> None:
     if gaussians.means.ndim != 2:
         found = f"means {tuple(gaussians.means.shape)}"
         raise Sr3dError(path, "batch axes", found, "one scene, means [N, 3]: save each batch element on its own")
-    g = gaussians.detach().to("cpu").to(torch.float64)
+    g = gaussians.detach().to("cpu").to(torch.float32)
     finite = {"means": g.means, "quats": g.quats, "scales": g.scales, "opacities": g.opacities[:, None]}
     finite |= {"sh": g.sh.flatten(1)} | ({} if g.features is None else {"features": g.features})
     for field, values in finite.items():
@@ -93,17 +94,16 @@ def write_ply(gaussians: Gaussians, path: str | Path) -> None:
         (["nx", "ny", "nz"], torch.zeros_like(g.means)),
         ([f"f_dc_{i}" for i in range(3)], g.sh[:, 0]),
         ([f"f_rest_{i}" for i in range(higher.shape[1])], higher),
-        (["opacity"], torch.logit(g.opacities).clamp(-_MAX_LOGIT, _MAX_LOGIT)[:, None]),
-        ([f"scale_{i}" for i in range(3)], g.scales.clamp_min(_MIN_SCALE).log()),
+        (["opacity"], torch.logit(g.opacities.double()).clamp(-_MAX_LOGIT, _MAX_LOGIT)[:, None]),
+        ([f"scale_{i}" for i in range(3)], g.scales.double().clamp_min(_MIN_SCALE).log()),
         ([f"rot_{i}" for i in range(4)], g.quats),
     ]
     if g.lod is not None:
-        fields = [g.lod.native, g.lod.coarser, g.lod.finer, g.lod.level]
-        blocks.append((_LOD, torch.stack([t.double() for t in fields], dim=-1)))
+        blocks.append((_LOD, torch.stack([g.lod.native, g.lod.coarser, g.lod.finer, g.lod.level], dim=-1)))
     if g.features is not None:
         blocks.append(([f"feature_{i}" for i in range(g.features.shape[1])], g.features))
     names = [name for block, _ in blocks for name in block]
-    table = torch.cat([values for _, values in blocks], dim=1).to(torch.float32).numpy().astype("<f4")
+    table = torch.cat([values.float() for _, values in blocks], dim=1).numpy().astype("<f4", copy=False)
     rows = table.view([(name, "<f4") for name in names])[:, 0]
     with atomic(path) as temporary:
         PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(str(temporary))
@@ -157,12 +157,14 @@ def _stack(path: Path, columns: np.ndarray, names: list[str], finite: bool = Tru
     missing = [name for name in names if name not in (columns.dtype.names or ())]
     if missing:
         raise Sr3dError(path, "vertex", f"no property {', '.join(missing)}", "the properties of a 3DGS ply")
-    table = np.empty((len(columns), len(names)), dtype=np.float32)
-    for i, name in enumerate(names):
-        table[:, i] = columns[name]
-        bad = ~np.isfinite(table[:, i]) if finite else np.isnan(table[:, i])
-        _forbid(path, name, torch.from_numpy(bad), "finite values")
-    return torch.from_numpy(table)
+    if not names:
+        return torch.empty(len(columns), 0)
+    table = torch.from_numpy(np.ascontiguousarray(structured_to_unstructured(columns[names], dtype=np.float32)))
+    bad = ~torch.isfinite(table) if finite else torch.isnan(table)
+    if bad.any():
+        worst = int(bad.any(0).nonzero()[0, 0])
+        _forbid(path, names[worst], bad[:, worst], "finite values")
+    return table
 
 
 def _forbid(path: str | Path, field: str, bad: Tensor, expected: str) -> None:
@@ -185,6 +187,9 @@ def _numbered(path: Path, columns: np.ndarray, prefix: str) -> list[str]:
 def _lod(path: Path, columns: np.ndarray) -> Lod:
     native, coarser, finer, level = _stack(path, columns, _LOD, finite=False).unbind(-1)
     _forbid(path, "lod_native", ~((native > 0) & torch.isfinite(native)), "finite footprints > 0")
+    _forbid(path, "lod_coarser", coarser < native, "footprints ≥ lod_native")
+    _forbid(path, "lod_finer", (finer > native) | (finer < 0), "footprints from 0 to lod_native")
+    _forbid(path, "lod_level", ~torch.isfinite(level), "finite levels")
     return Lod(
         native=native.contiguous(),
         coarser=coarser.contiguous(),

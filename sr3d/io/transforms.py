@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,8 +67,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _image(path: Path, entry: dict[str, Any], number: int) -> Path:
     """The image of a frame: the first extension that exists, else the name as written."""
     file = path.parent / _string(path, f"file_path of frame {number}", entry.get("file_path"))
-    candidates = [file.with_name(file.name + suffix) for suffix in _SUFFIXES]
-    return next((candidate for candidate in candidates if candidate.is_file()), file)
+    candidates = [Path(f"{file}{suffix}") for suffix in _SUFFIXES]
+    return next((candidate for candidate in candidates if os.path.isfile(candidate)), file)
 
 
 def _frame(path: Path, entry: dict[str, Any], image: Path) -> Frame:
@@ -167,7 +168,7 @@ def _optional(path: Path, entry: dict[str, Any], key: str, name: str) -> Path | 
 def _points(path: Path, document: dict[str, Any]) -> Float[Tensor, "p 3"] | None:
     """Sparse points, if the file names them and they are there."""
     file = _optional(path, document, "ply_file_path", path.name)
-    if file is not None and not file.is_file():
+    if file is not None and not os.path.isfile(file):
         warnings.warn(f"{path}: ply_file_path: no file {file}; the scene has no sparse points", stacklevel=2)
         return None
     return None if file is None else read_points(file)

@@ -219,11 +219,14 @@ def test_bad_values_are_located(tmp_path):
         read_ply(tmp_path / "a.ply")
 
 
-def test_bad_lod(tmp_path):
+@pytest.mark.parametrize(
+    ("field", "value"), [("native", 0.0), ("native", math.inf), ("coarser", 0.01), ("finer", 5.0), ("finer", -1.0)]
+)
+def test_bad_lod(tmp_path, field, value):
     g = make(lod=True)
-    g.lod.native[1] = 0
+    getattr(g.lod, field)[1] = value
     g.save(tmp_path / "a.ply")
-    with pytest.raises(Sr3dError, match="lod_native"):
+    with pytest.raises(Sr3dError, match=f"lod_{field}: found 1 bad of 6, first is number 1"):
         read_ply(tmp_path / "a.ply")
 
 

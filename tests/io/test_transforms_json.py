@@ -150,6 +150,14 @@ def test_missing_images_are_left_out_with_one_warning(capture):
         assert load_scene(c.folder, views=[2]).paths[0].name == "4.png"
 
 
+def test_names_that_no_file_system_takes_are_missing_files(capture):
+    c = capture()
+    c.document["frames"][1]["file_path"] = "a" * 300
+    c.save()
+    with pytest.warns(UserWarning, match="1 of 3 frames"):
+        assert len(load_scene(c.folder)) == 2
+
+
 def test_complete_captures_do_not_warn(capture):
     c = capture(views=1)
     with warnings.catch_warnings():
