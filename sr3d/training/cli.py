@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lightning
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import WandbLogger
 
 from sr3d.datasets.datamodule import ClipDataModule
 from sr3d.training.module import SuperResolverModule
@@ -23,4 +24,8 @@ def main(args: list[str] | None = None) -> lightning.Trainer:
         args=args,
     )
     trainer: lightning.Trainer = cli.trainer
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            # A run left open would swallow the next one of this process.
+            logger.experiment.finish()
     return trainer
