@@ -117,6 +117,9 @@ table.numbers { border-collapse: collapse; width: 100%; font-variant-numeric: ta
 .grid img { width: 100%; display: block; border-radius: 3px; }
 .grid .head { font-size: 13px; line-height: 1.3; padding: 2px 0; }
 .grid .head span { display: block; color: var(--soft); font-size: 12px; }
+.grid .label { grid-column: span 2; align-self: center; justify-self: end; text-align: right; padding: 0 12px;
+  font-size: 13px; line-height: 1.35; max-width: 240px; }
+.grid .label span { display: block; color: var(--soft); font-size: 12px; }
 .pixelated { image-rendering: pixelated; }
 .wide, video { width: 100%; border-radius: 6px; display: block; margin: 0 0 12px; }
 video { max-width: 720px; }

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from rich.table import Table
 from torch import Tensor
 
 from sr3d import figures, page
@@ -148,6 +149,28 @@ def gain(result: dict[str, Any], metric: str) -> float:
     return float(result["sr3d"][metric] - result["upsampled"][metric])
 
 
+def method_table(result: dict[str, Any], title: str) -> Table:
+    """The scores of one experiment for a terminal; `result` as in `Experiment`."""
+    table = Table(title=title, title_justify="left")
+    for head in ("", "PSNR covered", "PSNR whole", "SSIM", "Gaussians"):
+        table.add_column(head, justify="right" if head else "left")
+    for m in METHODS:
+        table.add_row(m, *_score_cells(result[m]))
+    gains = (f"{gain(result, metric):+.{digits}f}" for metric, digits in _GAINS)
+    table.add_row("sr3d minus upsampled", *gains, "", style="bold")
+    table.caption = f"{result['views']} target views, {100 * result['coverage']:.0f} % covered"
+    return table
+
+
+def _score_cells(scores: dict[str, float]) -> list[str]:
+    return [
+        f"{scores['psnr_covered']:.2f}",
+        f"{scores['psnr']:.2f}",
+        f"{scores['ssim']:.3f}",
+        f"{scores['gaussians']:,.0f}",
+    ]
+
+
 def render_html(report: Report, folder: Path) -> str:
     """The page, self-contained; videos of 3 MB and more are linked relative to `folder`."""
     sections = [
@@ -200,19 +223,7 @@ def _gain_cell(value: float, digits: int) -> str:
 
 
 def _experiment(experiment: Experiment) -> str:
-    r = experiment.result
-    rows = [
-        page.row(
-            [
-                m,
-                f"{r[m]['psnr_covered']:.2f}",
-                f"{r[m]['psnr']:.2f}",
-                f"{r[m]['ssim']:.3f}",
-                f"{r[m]['gaussians']:,.0f}",
-            ]
-        )
-        for m in METHODS
-    ]
+    rows = [page.row([m, *_score_cells(experiment.result[m])]) for m in METHODS]
     head = page.row(["", "PSNR covered", "PSNR whole", "SSIM", "Gaussians"], "th")
     shown = "".join(_comparison(c) for c in experiment.comparisons)
     return page.card(experiment.title, page.table(head, rows) + shown, experiment.key)
@@ -232,21 +243,28 @@ def _comparison(c: Comparison) -> str:
     )[0].movedim(0, -1)
     pictures = [_nearest(c.given, scale), bicubic, *c.renderings.values(), c.truth]
     crops = [p[top : top + size, left : left + size] for p in pictures]
-    errors = [None, None, *(figures.error_map(r, c.truth) for r in c.renderings.values()), None]
-    depths = [None, None, *(c.depths.get(m) for m in c.renderings), c.depths.get("truth")]
+    errors = [*(figures.error_map(r, c.truth) for r in c.renderings.values()), None]
+    depths = [*(c.depths.get(m) for m in c.renderings), c.depths.get("truth")]
     colored = [None if d is None else figures.depth_map(d, limits) for d in depths]
     rows = [
         "".join(f"<div class=head>{h}</div>" for h in heads),
         _tiles(pictures, "image"),
         _tiles([_nearest(p, 4) for p in crops], "detail", pixelated=True),
-        _tiles(errors, f"error, 0 to {figures.ERROR_RANGE}"),
-        _tiles(colored, "inverse depth"),
+        _label("error", f"mean absolute difference; black 0, white {figures.ERROR_RANGE} and more"),
+        _tiles(errors, "error"),
+        _label("depth", "near yellow, far blue, unknown grey; one scale for the row"),
+        _tiles(colored, "depth"),
     ]
     note = f"{100 * float(c.covered.float().mean()):.0f} % of this view is seen by an input."
     return (
         f"<h3>{html.escape(c.title)} <small>{note}</small></h3><div class=scroll>"
         f'<div class=grid style="--columns:{len(heads)}">{"".join(rows)}</div></div>'
     )
+
+
+def _label(name: str, text: str) -> str:
+    """Fills the two cells of a row that has no pictures of the inputs."""
+    return f"<div class=label><b>{name}</b><span>{text}</span></div>"
 
 
 def _nearest(image: Tensor, scale: int) -> Tensor:

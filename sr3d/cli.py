@@ -1,0 +1,70 @@
+"""`sr3d VERB ...`: every verb is one typed function of `sr3d.verbs`; its signature and docstring make the options."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
+
+from jsonargparse import ArgumentParser
+
+from sr3d import verbs
+from sr3d.errors import Sr3dError
+
+VERBS: dict[str, Callable[..., None]] = {
+    "doctor": verbs.doctor,
+    "pack": verbs.pack,
+    "train": verbs.train,
+    "eval": verbs.evaluate,
+    "upscale": verbs.upscale,
+    "zoom": verbs.zoom,
+    "demo": verbs.demo,
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one verb; None takes the command line.
+
+    Returns:
+        Exit status: 0, or 2 for wrong input (one line `error: ...` on standard error). Unknown options exit with 2 too.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        # Everything after `train` belongs to Lightning's own command line.
+        if words[:1] == ["train"] and words[1:] not in (["-h"], ["--help"]):
+            verbs.train(*words[1:])
+        else:
+            parsed = build_parser().parse_args(["--output" if w == "-o" else w for w in words])
+            VERBS[parsed.verb](**parsed[parsed.verb].as_dict())
+    except Sr3dError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of all verbs."""
+    parser = ArgumentParser(prog="sr3d", description="Feed-forward 3D super-resolution of Gaussian-splatting scenes.")
+    commands = parser.add_subcommands(dest="verb")
+    for name, function in VERBS.items():
+        commands.add_subcommand(name, _verb_parser(function), help=_summary(function))
+    return parser
+
+
+def _summary(function: Callable[..., None]) -> str:
+    return (function.__doc__ or "").splitlines()[0]
+
+
+def _verb_parser(function: Callable[..., None]) -> ArgumentParser:
+    """Positional parameters become arguments, keyword-only ones options."""
+    parser = ArgumentParser(description=_summary(function))
+    parameters = [p for p in signature(function).parameters.values() if p.kind != Parameter.VAR_POSITIONAL]
+    positional: set[str | int] = {p.name for p in parameters if p.kind == Parameter.POSITIONAL_OR_KEYWORD}
+    options: set[str | int] = {p.name for p in parameters} - positional
+    parser.add_function_arguments(function, as_positional=True, as_group=False, skip=options)
+    parser.add_function_arguments(function, as_group=False, skip=positional)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

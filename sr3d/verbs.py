@@ -1,0 +1,250 @@
+"""What the command line can do. Heavy modules are imported inside the verbs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from sr3d.errors import Sr3dError
+
+if TYPE_CHECKING:
+    from sr3d.capture import CaptureConfig
+    from sr3d.datasets.batch import Batch
+
+Source = Literal["sweep", "depth"]
+T = TypeVar("T", int, float)
+
+
+def doctor() -> None:
+    """Show versions, devices, the renderer that is used here, and optional parts."""
+    from sr3d.doctor import doctor as show
+
+    show()
+
+
+def pack(
+    kind: Literal["procedural"],
+    folder: Path,
+    *,
+    scenes: int = 40,
+    views: int = 5,
+    size: int = 192,
+    seed: int = 0,
+    split: Literal["train", "validation", "test"] = "train",
+) -> None:
+    """Write training shards.
+
+    Args:
+        kind: Where the clips come from; "procedural" photographs seeded worlds.
+        folder: Folder to make; must not hold shards yet.
+        scenes: Number of clips, one world each.
+        views: Views per clip, at least 3.
+        size: Width and height of a view in pixels.
+        seed: Of the whole set.
+        split: Worlds of different splits never share a seed.
+    """
+    from sr3d.datasets.procedural import pack_procedural
+
+    for name, value, least in (("scenes", scenes, 1), ("views", views, 3), ("size", size, 8)):
+        if value < least:
+            raise Sr3dError("sr3d pack", f"--{name}", value, f"{least} or more")
+    index = pack_procedural(folder, scenes=scenes, views=views, size=size, seed=seed, split=split)
+    print(f"{scenes} clips: {index}")
+
+
+def train(*arguments: str) -> None:
+    """Train by a YAML file: `sr3d train --config configs/demo.yaml`, any key can be overridden.
+
+    Args:
+        arguments: Those of Lightning's command line; `sr3d train fit --help` lists them.
+    """
+    from sr3d.training.cli import main
+
+    subcommands = ("fit", "validate")
+    words = list(arguments)
+    main(words if words and words[0] in subcommands else ["fit", *words])
+
+
+def evaluate(
+    data: Path,
+    *,
+    checkpoint: Path,
+    source: Source | None = None,
+    targets: int = 3,
+    pairs: int = 5,
+    output: Path = Path("evaluation.json"),
+) -> None:
+    """Compare coarse, upsampled, scaffold and sr3d on views that were not given.
+
+    Args:
+        data: Folder of shards, a tar file, or a capture with poses.
+        checkpoint: Trained network (.ckpt or .safetensors).
+        source: Where coarse depth comes from: plane-sweep stereo or the data; both, where possible, if left out.
+        targets: Target views per clip or pair of inputs.
+        pairs: Pairs of input views of a capture; without meaning for shards.
+        output: JSON file to write (or -o).
+    """
+    from rich.console import Console
+
+    from sr3d.capture import CaptureConfig
+    from sr3d.coarse import CoarseConfig
+    from sr3d.io.atomic import atomic
+    from sr3d.models import SuperResolver
+    from sr3d.report import method_table
+    from sr3d.training.evaluate import evaluate as score
+
+    for name, value in (("targets", targets), ("pairs", pairs)):
+        if value < 1:
+            raise Sr3dError("sr3d eval", f"--{name}", value, "1 or more")
+    network = SuperResolver.from_pretrained(checkpoint)
+    config = CaptureConfig(factor=network.config.factor, pairs=pairs, targets=targets)
+    batches, protocol = _batches(data, config)
+    has_depth = all(b.context.depths is not None for b in batches)
+    sources: list[Source] = [source] if source else ["sweep", "depth"] if has_depth else ["sweep"]
+    results: dict[str, Any] = {}
+    for chosen in sources:
+        results[chosen] = score(network, batches, CoarseConfig(source=chosen)).as_dict()
+        Console().print(method_table(results[chosen], f"{data}, depth source: {chosen}"))
+    content = {"data": str(data), "checkpoint": str(checkpoint), **results, "protocol": protocol}
+    with atomic(output) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"written: {output}")
+
+
+def _batches(data: Path, config: CaptureConfig) -> tuple[list[Batch], dict[str, Any]]:
+    """Test batches of shards or of a capture, and how they were chosen."""
+    from dataclasses import asdict
+
+    from sr3d.capture import capture_batches, read_capture
+    from sr3d.datasets.datamodule import ClipBatches
+    from sr3d.datasets.shards import ShardDataset
+
+    if (data / "index.json").is_file() or data.suffix == ".tar":
+        clips = ShardDataset(data)
+        spread = ClipBatches(
+            clips,
+            factor=config.factor,
+            context_views=2,
+            target_views=config.targets,
+            batch_size=1,
+            random_views=False,
+            seed=0,
+        )
+        return list(spread), {"inputs": "first and last view of every clip", "targets": config.targets}
+    capture = read_capture(data, config)
+    protocol = {"typical_depth": capture.depth, "pairs": [asdict(p) for p in capture.pairs], **asdict(config)}
+    return list(capture_batches(capture, config)), protocol
+
+
+def upscale(
+    scene: Path,
+    *,
+    checkpoint: Path,
+    output: Path,
+    views: str | None = None,
+    source: Source | None = None,
+    max_pixels: int = 20_000,
+) -> None:
+    """Turn posed photographs into fine Gaussians: one forward pass, one .ply.
+
+    Args:
+        scene: Folder of photographs with poses: transforms.json, a COLMAP model or ScanNet's layout.
+        checkpoint: Trained network (.ckpt or .safetensors).
+        output: Gaussians to write, .ply (or -o).
+        views: Views to use, e.g. 0,4; all if left out.
+        source: Where coarse depth comes from: plane-sweep stereo or the depth maps; the latter where there are some.
+        max_pixels: Photographs with more pixels than this are reduced by a whole number first.
+    """
+    from dataclasses import replace
+
+    from sr3d.capture import fit_sizes
+    from sr3d.coarse import CoarseConfig, coarse_gaussians
+    from sr3d.io import load_scene
+    from sr3d.lod import Lod
+    from sr3d.models import SuperResolver
+    from sr3d.zoom.loop import MAX_GAUSSIANS
+
+    network = SuperResolver.from_pretrained(checkpoint)
+    photographs = load_scene(scene, _numbers(views, "--views", int))
+    inputs = fit_sizes(photographs, 1, max_pixels)
+    cameras = inputs.posed()
+    expected = len(inputs) * cameras.width * cameras.height * network.config.scaffold.children
+    if expected > MAX_GAUSSIANS:
+        found = f"{len(inputs)} views of {cameras.width}x{cameras.height} make {expected:,} Gaussians"
+        raise Sr3dError("sr3d upscale", "--views", found, f"at most {MAX_GAUSSIANS:,}: fewer views, or --max_pixels")
+    start = time.perf_counter()
+    chosen = source or ("sweep" if inputs.depths is None else "depth")
+    coarse = coarse_gaussians(inputs, CoarseConfig(source=chosen))
+    fine = network.upscale(coarse, inputs, network.config.factor)
+    assert fine.lod is not None
+    # The file holds one complete level: its parents are not in it, so there is nothing to fade to.
+    replace(fine, lod=Lod.roots(fine.lod.native)).to("cpu").save(output)
+    seconds = time.perf_counter() - start
+    size = f"{len(inputs)} views of {cameras.width}x{cameras.height}, depth source {chosen}"
+    print(f"{size}: {len(coarse):,} coarse, {len(fine):,} fine Gaussians in {seconds:.1f} s: {output}")
+
+
+def zoom(
+    scene: Path,
+    *,
+    target: str,
+    checkpoint: Path,
+    output: Path,
+    views: str | None = None,
+    factor: int = 16,
+    width: int = 160,
+    frames: int = 120,
+) -> None:
+    """Zoom into a place of posed photographs: Gaussians with levels of detail, a video, a contact sheet, numbers.
+
+    Args:
+        scene: Folder of photographs with poses.
+        target: Pixel of the first view to zoom into, e.g. 120,80.
+        checkpoint: Trained network (.ckpt or .safetensors).
+        output: Folder to write (or -o).
+        views: Views to use, e.g. 0,4; the first is the one shown; all if left out.
+        factor: Final magnification, a power of the network's factor.
+        width: Largest width of the network's input in pixels.
+        frames: Of the video.
+    """
+    from sr3d.zoom.run import run_zoom
+
+    pixel = _numbers(target, "--target", float)
+    if pixel is None or len(pixel) != 2:
+        raise Sr3dError("sr3d zoom", "--target", target, "two numbers, e.g. 120,80")
+    chosen = _numbers(views, "--views", int)
+    run_zoom(scene, chosen, (pixel[0], pixel[1]), factor, checkpoint, output, width=width, frames=frames)
+    print(f"written: {output}")
+
+
+def demo(*, output: Path = Path("outputs/demo"), scene: Path | None = None) -> None:
+    """Make shards, train the small predictor, test it on unseen places, zoom in, and write a report.
+
+    Args:
+        output: Folder to write (or -o); what an earlier run left there is replaced.
+        scene: A capture with poses to test on as well.
+    """
+    from sr3d.demo import DemoConfig, run_demo
+
+    run_demo(DemoConfig(output=output, scene=scene))
+
+
+def _numbers(text: str | None, option: str, kind: Callable[[str], T]) -> list[T] | None:
+    """A comma-separated list.
+
+    Raises:
+        Sr3dError: Something in it is no finite number.
+    """
+    if text is None:
+        return None
+    try:
+        values = [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise Sr3dError("sr3d", option, repr(text), "numbers separated by commas, e.g. 0,4") from None
+    if not all(math.isfinite(v) for v in values):
+        raise Sr3dError("sr3d", option, repr(text), "finite numbers")
+    return values
