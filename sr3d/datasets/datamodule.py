@@ -83,7 +83,7 @@ class ClipDataModule(L.LightningDataModule):
         batch_size: Clips per batch and process.
         workers: Data-loading processes per device; 0 reads in the training process.
         seed: Of the order of the clips and the choice of views.
-        cache: Keep decoded clips in memory. For small sets: a view of 256² takes 0.4 MB.
+        cache: Keep decoded clips in memory. For small sets: a view of 256² takes 0.5 MB.
     """
 
     def __init__(
