@@ -12,6 +12,7 @@ from sr3d.scene import Scene
 
 if TYPE_CHECKING:
     from sr3d.models import SuperResolver, SuperResolverConfig
+    from sr3d.zoom import zoom_into
 
 __version__ = "0.1.0"
 
@@ -26,10 +27,11 @@ __all__ = [
     "load_scene",
     "lod",
     "render",
+    "zoom_into",
 ]
 
 # Names whose modules import timm, which takes seconds: they are imported when first used.
-_LAZY = {"SuperResolver": "sr3d.models", "SuperResolverConfig": "sr3d.models"}
+_LAZY = {"SuperResolver": "sr3d.models", "SuperResolverConfig": "sr3d.models", "zoom_into": "sr3d.zoom"}
 
 
 def __getattr__(name: str) -> Any:

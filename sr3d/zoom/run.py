@@ -142,7 +142,7 @@ def write_results(
         seconds["scene.ply"] = _lap(start)
 
         start = time.perf_counter()
-        magnifications = [2**i for i in range(factor.bit_length()) if 2**i <= factor]
+        magnifications = [2.0**i for i in range(factor.bit_length()) if 2**i <= factor]
         columns = magnify(forest, low, center, magnifications, truth)
         title = f"{low.name}, {len(low)} views of {first.width} x {first.height}"
         contact_sheet(columns, folder / "contact.png", title)
@@ -150,7 +150,7 @@ def write_results(
 
         start = time.perf_counter()
         size = video_size(first.width, first.height, video_width)
-        path = zoom_path(first, center, factor, frames).resized(*size)
+        path = zoom_path(first, center, float(factor), frames).resized(*size)
         pictures = draw_path(forest, path, on_frame)
         write_video(pictures, folder / "zoom.mp4")
         fixed = (center[0] * size[0] / first.width, center[1] * size[1] / first.height)
