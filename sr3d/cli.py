@@ -59,8 +59,8 @@ def _verb_parser(function: Callable[..., None]) -> ArgumentParser:
     """Positional parameters become arguments, keyword-only ones options."""
     parser = ArgumentParser(description=_summary(function))
     parameters = [p for p in signature(function).parameters.values() if p.kind != Parameter.VAR_POSITIONAL]
-    positional: set[str | int] = {p.name for p in parameters if p.kind == Parameter.POSITIONAL_OR_KEYWORD}
-    options: set[str | int] = {p.name for p in parameters} - positional
+    positional = set[str | int](p.name for p in parameters if p.kind == Parameter.POSITIONAL_OR_KEYWORD)
+    options = set[str | int](p.name for p in parameters) - positional
     parser.add_function_arguments(function, as_positional=True, as_group=False, skip=options)
     parser.add_function_arguments(function, as_group=False, skip=positional)
     return parser

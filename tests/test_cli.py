@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from small import small_capture, small_checkpoint, small_config
+
+from sr3d import Gaussians, demo
+from sr3d.capture import CaptureConfig
+from sr3d.cli import VERBS, build_parser, main
+from sr3d.datasets.procedural import pack_procedural
+from sr3d.demo import DemoConfig, busiest_pixel, clear_output, make_shards, run_demo
+
+SIZE = 32
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_checkpoint(tmp_path_factory.mktemp("network") / "predictor.ckpt")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_capture(tmp_path_factory.mktemp("capture") / "photos")
+
+
+def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, function in VERBS.items():
+        with pytest.raises(SystemExit) as stopped:
+            main([verb, "--help"])
+        assert stopped.value.code == 0
+        summary = (function.__doc__ or "").splitlines()[0]
+        assert summary[:40] in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_needs_no_heavy_verb_modules() -> None:
+    code = "import sys, sr3d.cli; sr3d.cli.build_parser(); print([m for m in sys.modules if m in %r])"
+    heavy = ("lightning", "wandb", "timm", "sr3d.demo", "sr3d.models", "matplotlib")
+    out = subprocess.run([sys.executable, "-c", code % (heavy,)], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_options_follow_the_signatures() -> None:
+    parsed = build_parser().parse_args(["zoom", "here", "--target", "1,2", "--checkpoint", "c", "--output", "o"])
+    assert parsed.zoom.scene == Path("here") and parsed.zoom.factor == 16 and parsed.zoom.views is None
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["upscale", "nowhere", "--checkpoint", "{checkpoint}", "-o", "{out}/a.ply"], "nowhere: scene: found no such"),
+        (["upscale", "{photos}", "--checkpoint", "gone.ckpt", "-o", "{out}/a.ply"], "gone.ckpt: checkpoint: found no"),
+        (["upscale", "{photos}", "--views", "0,x", "--checkpoint", "{checkpoint}", "-o", "{out}/a.ply"], "--views"),
+        (["upscale", "{photos}", "--views", "0,9", "--checkpoint", "{checkpoint}", "-o", "{out}/a.ply"], "found 9"),
+        (["zoom", "{photos}", "--target", "7", "--checkpoint", "{checkpoint}", "-o", "{out}/z"], "--target: found 7"),
+        (["pack", "procedural", "{out}/s", "--views", "2"], "--views: found 2; expected 3 or more"),
+        (["eval", "{photos}", "--pairs", "0", "--checkpoint", "{checkpoint}"], "--pairs: found 0"),
+        (["demo", "-o", "{checkpoint}"], "output: found a file"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(
+    words: list[str],
+    expected: str,
+    photos: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = {"photos": photos, "checkpoint": checkpoint, "out": tmp_path}
+    assert main([w.format(**values) for w in words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and expected in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_verb_and_option_exit_with_2() -> None:
+    for words in (["upscal"], ["doctor", "--nope"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2
+
+
+def test_upscale_writes_gaussians_of_the_chosen_views(photos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scene.ply"
+    words = ["upscale", str(photos), "--views", "0,4", "--checkpoint", str(checkpoint), "-o", str(out)]
+    assert main([*words, "--max_pixels", "400"]) == 0
+    fine = Gaussians.load(out)
+    # 80 x 60 reduced by four is 20 x 15: two views of 300 parents with 16 children.
+    assert len(fine) == 2 * 300 * 16
+    assert fine.lod is not None and torch.isinf(fine.lod.coarser).all()
+
+
+def test_eval_scores_both_sources_of_depth(photos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.json"
+    words = ["eval", str(photos), "--checkpoint", str(checkpoint), "--pairs", "1", "--targets", "1", "-o", str(out)]
+    assert main(words) == 0
+    content = json.loads(out.read_text())
+    (pair,) = content["protocol"]["pairs"]
+    assert pair["context"][0] < pair["targets"][0] < pair["context"][1]
+    for source in ("sweep", "depth"):
+        assert content[source]["views"] == 1
+        # Untrained: the network returns the scaffold.
+        assert content[source]["sr3d"] == content[source]["scaffold"]
+        assert 10 < content[source]["upsampled"]["psnr"] < 40
+
+
+def test_eval_of_shards(checkpoint: Path, tmp_path: Path) -> None:
+    pack_procedural(tmp_path / "shards", scenes=1, views=3, size=SIZE, split="test", progress=False)
+    words = ["eval", str(tmp_path / "shards"), "--checkpoint", str(checkpoint), "--targets", "1", "--source", "depth"]
+    assert main([*words, "-o", str(tmp_path / "e.json")]) == 0
+    content = json.loads((tmp_path / "e.json").read_text())
+    assert content["depth"]["views"] == 1 and "sweep" not in content
+
+
+def test_shards_are_reused_only_for_equal_options(tmp_path: Path) -> None:
+    config = DemoConfig(output=tmp_path, size=16, views=3, scenes={"train": 1, "val": 1, "test": 1})
+    assert make_shards(config) == []
+    before = (tmp_path / "shards/train/index.json").stat().st_mtime_ns
+    assert make_shards(config) == ["train", "val", "test"]
+    assert (tmp_path / "shards/train/index.json").stat().st_mtime_ns == before
+    config.scenes = {"train": 2, "val": 1, "test": 1}
+    assert make_shards(config) == ["val", "test"]
+    assert json.loads((tmp_path / "shards/train/index.json").read_text())["clips"] == 2
+
+
+def test_earlier_results_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("report.html", "training/predictor.ckpt", "shards/train/index.json", "mine.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    clear_output(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "shards"]
+
+
+def test_busiest_pixel_lies_in_the_middle_half() -> None:
+    image = torch.zeros(40, 80, 3)
+    image[:, :10] = torch.rand(40, 10, 3)
+    image[18:24, 50:56] = torch.rand(6, 6, 3)
+    u, v = busiest_pixel(image)
+    assert 46 <= u <= 60 and 14 <= v <= 28
+
+
+def test_whole_demo_shrunk(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = DemoConfig(
+        output=Path("outputs/small"),
+        scene=photos,
+        config=small_config(tmp_path / "demo.yaml"),
+        size=SIZE,
+        views=4,
+        scenes={"train": 2, "val": 1, "test": 2},
+        targets=1,
+        capture=CaptureConfig(pairs=1, targets=1, max_pixels=400),
+        shown=1,
+        frames=3,
+    )
+    console = Console(record=True, width=200)
+    run_demo(config, console)
+    content = json.loads(Path("outputs/small/report.json").read_text())
+    for key in ("procedural", "procedural_depth", "real", "real_depth"):
+        found = content[key]
+        assert set(found) == {"coverage", "views", "coarse", "upsampled", "scaffold", "sr3d"}
+        assert set(found["sr3d"]) == {"psnr", "psnr_covered", "ssim", "gaussians"}
+        assert found["sr3d"]["gaussians"] == 16 * found["coarse"]["gaussians"]
+        assert 5 < found["sr3d"]["psnr"] < 50
+    assert content["procedural"]["views"] == 2 and content["real"]["views"] == 1
+    assert content["zoom"].keys() == {"procedural", "real"}
+    assert [level["level"] for level in content["zoom"]["procedural"]["levels"]] == [0, 1, 2]
+    assert content["seconds"].keys() >= {"shards", "training", "evaluation real", "zoom procedural"}
+    page = Path("outputs/small/report.html").read_text()
+    assert page.count("<video") == 2 and "<svg" in page
+    assert "report: outputs/small/report.html" in console.export_text()
+    assert Path("outputs/small/training/predictor.ckpt").is_file()
+
+
+def test_demo_without_capture_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shown: list[demo.DemoConfig] = []
+    monkeypatch.setattr(demo, "run_demo", shown.append)
+    assert main(["demo", "--output", str(tmp_path / "d"), "--scene", "some/place"]) == 0
+    assert shown[0].output == tmp_path / "d" and shown[0].scene == Path("some/place")
