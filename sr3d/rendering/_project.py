@@ -1,8 +1,8 @@
 """Numba kernels: Gaussians to splats (projection, covariance, colour) and the way back for gradients.
 
 A splat is one row of 16 float32, one cache line: 0-1 centre in pixels, 2-4 conic A, B, C (density exp(-s) with
-s = ½A·dx² + B·dx·dy + ½C·dy²), 5 opacity, 6-8 rgb, 9 z-depth, 10-13 the pixels x0 ≤ x < x1, y0 ≤ y < y1 that it can
-reach. Where x0 = x1 it is not drawn.
+s = ½A·dx² + B·dx·dy + ½C·dy²), 5 opacity, 6-8 rgb, 9 z-depth, 10-11 the pixel rows y0 ≤ y < y1 that it can reach.
+Its box is the range of 16×16 tiles x0 ≤ x < x1, y0 ≤ y < y1 that it can reach, empty where it is not drawn.
 """
 
 from __future__ import annotations
@@ -38,17 +38,21 @@ from sr3d.rendering._geometry import (
     view_direction,
 )  # fmt: skip
 
+TILE = 16
 BLOCK = 512  # Gaussians per loop iteration; also the unit in which the pose gradient is summed
 
-_MARGIN = np.float32(const.EWA_MARGIN)
+_MARGIN, _INF = np.float32(const.EWA_MARGIN), np.float32(np.inf)
 _NEAR, _FAR, _ALPHA_MIN = np.float32(const.NEAR), np.float32(const.FAR), np.float32(const.ALPHA_MIN)
 _SIGMA_EXTENT, _RATIO_MIN = np.float32(const.SIGMA_EXTENT), np.float32(const.RATIO_MIN)
 
 
 @njit(parallel=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 @no_type_check
-def project(means, quats, scales, opacities, sh, pose, K, width, height, antialias, splats):
-    """Fill `splats` [N, 16] for one view; all inputs float32, C order, `pose` [4, 4] world to camera."""
+def project(means, quats, scales, opacities, sh, pose, K, width, height, antialias, splats, boxes):
+    """Fill `splats` [N, 16] and `boxes` [N, 4] (x0, x1, y0, y1) for one view.
+
+    All inputs are float32 in C order; `pose` [4, 4] is world to camera.
+    """
     count = sh.shape[1]
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     w, h = np.float32(width), np.float32(height)
@@ -58,7 +62,7 @@ def project(means, quats, scales, opacities, sh, pose, K, width, height, antiali
     for block in prange((means.shape[0] + BLOCK - 1) // BLOCK):
         basis = np.empty(16, np.float32)
         for i in range(block * BLOCK, min((block + 1) * BLOCK, means.shape[0])):
-            splats[i, 10] = splats[i, 11] = splats[i, 12] = splats[i, 13] = ZERO
+            boxes[i] = 0
             m = means[i, 0], means[i, 1], means[i, 2]
             z = pose[2, 0] * m[0] + pose[2, 1] * m[1] + pose[2, 2] * m[2] + pose[2, 3]
             if not (z > _NEAR and z < _FAR and opacities[i] >= _ALPHA_MIN):
@@ -73,7 +77,7 @@ def project(means, quats, scales, opacities, sh, pose, K, width, height, antiali
             opacity = opacities[i]
             if antialias:
                 opacity *= math.sqrt(max(sharp / det, _RATIO_MIN))
-            if not opacity >= _ALPHA_MIN:
+            if not (opacity >= _ALPHA_MIN and det < _INF):
                 continue
             extent = min(_SIGMA_EXTENT, math.sqrt(TWO * math.log(opacity / _ALPHA_MIN)))
             u, v = fx * tx + cx, fy * ty + cy
@@ -87,7 +91,9 @@ def project(means, quats, scales, opacities, sh, pose, K, width, height, antiali
             splats[i, 2], splats[i, 3], splats[i, 4] = yy / det, -xy / det, xx / det
             splats[i, 5] = opacity
             splats[i, 9] = z
-            splats[i, 10], splats[i, 11], splats[i, 12], splats[i, 13] = x0, x1, y0, y1
+            splats[i, 10], splats[i, 11] = y0, y1
+            boxes[i, 0], boxes[i, 1] = np.int32(x0) // TILE, (np.int32(x1) + TILE - 1) // TILE
+            boxes[i, 2], boxes[i, 3] = np.int32(y0) // TILE, (np.int32(y1) + TILE - 1) // TILE
             if count == 1:
                 for c in range(3):
                     splats[i, 6 + c] = max(HALF + C0 * sh[i, 0, c], ZERO)
@@ -105,11 +111,11 @@ def project(means, quats, scales, opacities, sh, pose, K, width, height, antiali
 @no_type_check
 def project_backward(
     means, quats, scales, opacities, sh, pose, K, width, height, antialias,
-    order, first, pair_grads, g_means, g_quats, g_scales, g_opacities, g_sh, g_features, g_pose,
+    first, pair_grads, g_means, g_quats, g_scales, g_opacities, g_sh, g_features, g_pose,
 ):  # fmt: skip
     """Add the gradients of one view to g_*; `g_pose` [blocks, 12] gets one row per block, R row by row, then t.
 
-    The pairs of the Gaussian `order[r]` are the rows `first[r]` to `first[r + 1]` of `pair_grads` (see `_raster`).
+    The pairs (splat, tile) of Gaussian i are the rows `first[i]` to `first[i + 1]` of `pair_grads` (see `_raster`).
     """
     count, channels, need_pose = sh.shape[1], pair_grads.shape[1] - 10, g_pose.shape[0] > 0
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
@@ -117,14 +123,15 @@ def project_backward(
     margin_x, margin_y = _MARGIN * HALF * w / fx, _MARGIN * HALF * h / fy
     left, right = -(cx / fx + margin_x), (w - cx) / fx + margin_x
     top, bottom = -(cy / fy + margin_y), (h - cy) / fy + margin_y
-    for block in prange((order.shape[0] + BLOCK - 1) // BLOCK):
+    for block in prange((means.shape[0] + BLOCK - 1) // BLOCK):
         s = np.empty(10 + channels, np.float32)
         basis, g_basis = np.zeros(16, np.float32), np.zeros(16, np.float32)
         g_rotation, g_shift = np.zeros((3, 3), np.float32), np.zeros(3, np.float32)
-        for rank in range(block * BLOCK, min((block + 1) * BLOCK, order.shape[0])):
-            i = order[rank]
+        for i in range(block * BLOCK, min((block + 1) * BLOCK, means.shape[0])):
+            if first[i] == first[i + 1]:
+                continue
             s[:] = ZERO
-            for pair in range(first[rank], first[rank + 1]):
+            for pair in range(first[i], first[i + 1]):
                 for c in range(10 + channels):
                     s[c] += pair_grads[pair, c]
             for c in range(channels):

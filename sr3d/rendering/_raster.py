@@ -16,8 +16,8 @@ from numba.extending import intrinsic
 
 from sr3d.rendering import constants as const
 from sr3d.rendering._geometry import FASTMATH, HALF, ONE, ZERO
+from sr3d.rendering._project import TILE
 
-TILE = 16
 MOMENTS = 10  # columns of a pair's gradients before the features: dL/ds·(1, x, y, xx, xy, yy), rgb, depth
 
 _ALPHA_MAX, _ALPHA_MIN = np.float32(const.ALPHA_MAX), np.float32(const.ALPHA_MIN)
@@ -33,7 +33,7 @@ _E3, _E4, _E5 = (
 
 
 def _row_pointer(context, builder, array_type, array, row):  # type: ignore[no-untyped-def]
-    """LLVM pointer to 16 float32: row `row` of a C-ordered array [rows, 16]."""
+    """LLVM pointer to 16 float32: row `row` of a C-ordered array [..., 16]."""
     data = context.make_array(array_type)(context, builder, value=array).data
     offset = builder.mul(row, ir.Constant(row.type, TILE))
     return builder.bitcast(builder.gep(data, [offset]), ir.VectorType(ir.FloatType(), TILE).as_pointer())
@@ -75,17 +75,17 @@ def _add_product_row(typingctx, out, out_row, a, a_row, b, b_row):
 
 @njit(cache=True)
 @no_type_check
-def depth_order(splats, bits):
+def depth_order(boxes, bits):
     """Indices of the drawn splats, near to far, ties in order of index. `bits` is `splats` seen as uint32."""
     n = 0
-    for i in range(splats.shape[0]):
-        n += splats[i, 10] < splats[i, 11]
+    for i in range(boxes.shape[0]):
+        n += boxes[i, 0] < boxes[i, 1]
     keys, order = np.empty(n, np.uint32), np.empty(n, np.int32)
     spare_keys, spare = np.empty(n, np.uint32), np.empty(n, np.int32)
     counts = np.zeros((3, 2048), np.int64)
     n = 0
-    for i in range(splats.shape[0]):
-        if splats[i, 10] < splats[i, 11]:
+    for i in range(boxes.shape[0]):
+        if boxes[i, 0] < boxes[i, 1]:
             key = bits[i, 9]  # the bits of positive floats sort like the floats
             keys[n], order[n] = key, i
             n += 1
@@ -110,43 +110,46 @@ def depth_order(splats, bits):
 
 @njit(cache=True)
 @no_type_check
-def bin_tiles(splats, order, width, height):
+def first_pairs(boxes):
+    """Number of pairs (splat, tile) before each splat. A splat's pairs are counted row by row of its box. [N + 1]"""
+    first = np.zeros(boxes.shape[0] + 1, np.int64)
+    for i in range(boxes.shape[0]):
+        first[i + 1] = first[i] + (boxes[i, 1] - boxes[i, 0]) * (boxes[i, 3] - boxes[i, 2])
+    return first
+
+
+@njit(parallel=True, cache=True)
+@no_type_check
+def bin_tiles(boxes, order, width, height, workers):
     """Sort splats into tiles, in depth order.
 
     Returns:
         start: The splats of tile t are `members[start[t]:start[t + 1]]`. [tiles + 1]
         members: Splat index. [pairs]
-        first: Number of pairs before each rank of `order`. [ranks + 1]
-        slots: Pair number of each member, counted by rank, then by tile of that splat. [pairs]
     """
     across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
-    boxes = np.empty((order.shape[0], 4), np.int32)
-    start, first = np.zeros(across * down + 1, np.int64), np.empty(order.shape[0] + 1, np.int64)
-    pairs = 0
-    for rank in range(order.shape[0]):
-        i = order[rank]
-        x0, x1 = np.int32(splats[i, 10]) // TILE, (np.int32(splats[i, 11]) + TILE - 1) // TILE
-        y0, y1 = np.int32(splats[i, 12]) // TILE, (np.int32(splats[i, 13]) + TILE - 1) // TILE
-        boxes[rank, 0], boxes[rank, 1], boxes[rank, 2], boxes[rank, 3] = x0, x1, y0, y1
-        first[rank] = pairs
-        pairs += (x1 - x0) * (y1 - y0)
-        for y in range(y0, y1):
-            for x in range(x0, x1):
-                start[y * across + x + 1] += 1
-    first[order.shape[0]] = pairs
+    start = np.zeros(across * down + 1, np.int64)
+    # Every worker reads all boxes and owns some rows of tiles: no atomics, and one result for any number of workers.
+    for worker in prange(workers):
+        top, bottom = down * worker // workers, down * (worker + 1) // workers
+        for i in range(boxes.shape[0]):
+            for y in range(max(boxes[i, 2], top), min(boxes[i, 3], bottom)):
+                for x in range(boxes[i, 0], boxes[i, 1]):
+                    start[y * across + x + 1] += 1
     for t in range(across * down):
         start[t + 1] += start[t]
     fill = start.copy()
-    members, slots = np.empty(pairs, np.int32), np.empty(pairs, np.int32)
-    for rank in range(order.shape[0]):
-        slot = first[rank]
-        for y in range(boxes[rank, 2], boxes[rank, 3]):
-            for x in range(boxes[rank, 0], boxes[rank, 1]):
-                at = fill[y * across + x]
-                fill[y * across + x] = at + 1
-                members[at], slots[at] = order[rank], slot
-                slot += 1
-    return start, members, first, slots
+    members = np.empty(start[across * down], np.int32)
+    for worker in prange(workers):
+        top, bottom = down * worker // workers, down * (worker + 1) // workers
+        for rank in range(order.shape[0]):
+            i = order[rank]
+            for y in range(max(boxes[i, 2], top), min(boxes[i, 3], bottom)):
+                for x in range(boxes[i, 0], boxes[i, 1]):
+                    at = fill[y * across + x]
+                    fill[y * across + x] = at + 1
+                    members[at] = i
+    return start, members
 
 
 @njit(cache=True, fastmath=FASTMATH)
@@ -168,8 +171,7 @@ def draw(splats, features, start, members, workers, image, transmittance):
     across, channels = (width + TILE - 1) // TILE, features.shape[1]
     tiles = across * ((height + TILE - 1) // TILE)
     for worker in prange(workers):
-        tile = np.empty((5, TILE, TILE), np.float32)  # transmittance, r, g, b, depth
-        weight = np.empty((TILE, TILE), np.float32)
+        tile = np.empty((6, TILE, TILE), np.float32)  # transmittance, r, g, b, depth, weight of the current splat
         extra = np.empty((channels * TILE, TILE), np.float32)
         # Neighbouring tiles cost about the same: interleaved, every worker gets an equal share.
         for t in range(worker, tiles, workers):
@@ -182,7 +184,7 @@ def draw(splats, features, start, members, workers, image, transmittance):
                 x0, y0 = np.float32(left) + HALF - splats[i, 0], np.float32(top) + HALF - splats[i, 1]
                 A, B, C, opacity = HALF * splats[i, 2], splats[i, 3], HALF * splats[i, 4], splats[i, 5]
                 r, g, b, depth = splats[i, 6], splats[i, 7], splats[i, 8], splats[i, 9]
-                for y in range(max(np.int64(splats[i, 12]) - top, 0), min(np.int64(splats[i, 13]) - top, TILE)):
+                for y in range(max(np.int64(splats[i, 10]) - top, 0), min(np.int64(splats[i, 11]) - top, TILE)):
                     dy = y0 + np.float32(y)
                     By, Cyy = B * dy, C * dy * dy
                     for x in range(TILE):
@@ -203,9 +205,9 @@ def draw(splats, features, start, members, workers, image, transmittance):
                         tile[2, y, x] += w * g
                         tile[3, y, x] += w * b
                         tile[4, y, x] += w * depth
-                        weight[y, x] = w
+                        tile[5, y, x] = w
                     for c in range(channels):
-                        _add_scaled_row(extra, c * TILE + y, weight, y, features[i, c])
+                        _add_scaled_row(extra, c * TILE + y, tile, 5 * TILE + y, features[i, c])
                 if p % 32 == 31 and _finished(tile):
                     break
             for y in range(min(TILE, height - top)):
@@ -219,8 +221,11 @@ def draw(splats, features, start, members, workers, image, transmittance):
 
 @njit(parallel=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 @no_type_check
-def draw_backward(splats, features, start, members, slots, workers, image, transmittance, g_image, g_alpha, pair_grads):
-    """Fill `pair_grads` [pairs, 10 + D], zero on entry, from the gradients of the image and of alpha.
+def draw_backward(
+    splats, features, start, members, boxes, first, workers, image, transmittance, g_image, g_alpha, pair_grads
+):
+    """Fill `pair_grads` [pairs, 10 + D], zero on entry, from the gradients of the image and of alpha; `first` as in
+    `first_pairs`.
 
     Front to back again: what lies behind a splat is the pixel's total minus what has been composited so far.
     """
@@ -229,10 +234,10 @@ def draw_backward(splats, features, start, members, slots, workers, image, trans
     learned = pair_grads.shape[1] - MOMENTS  # D, or 0 where features need no gradient
     tiles = across * ((height + TILE - 1) // TILE)
     for worker in prange(workers):
-        # Transmittance, what is left behind, gradients of alpha, r, g, b, depth.
-        tile = np.empty((7, TILE, TILE), np.float32)
+        # Planes: 0 transmittance, 1 what is left behind, 2-6 gradients of alpha, r, g, b, depth; of the current splat
+        # 7 weight and 8 features · their gradients.
+        tile = np.empty((9, TILE, TILE), np.float32)
         lanes = np.empty((7, TILE), np.float32)  # sums over rows: dL/ds·(1, y, yy), weight·gradients of rgb and depth
-        weight, dots = np.empty((TILE, TILE), np.float32), np.zeros((TILE, TILE), np.float32)
         g_extra, lanes_extra = np.empty((channels * TILE, TILE), np.float32), np.empty((learned, TILE), np.float32)
         for t in range(worker, tiles, workers):
             left, top = (t % across) * TILE, (t // across) * TILE
@@ -258,13 +263,13 @@ def draw_backward(splats, features, start, members, slots, workers, image, trans
                 r, g, b, depth = splats[i, 6], splats[i, 7], splats[i, 8], splats[i, 9]
                 lanes[:] = ZERO
                 lanes_extra[:] = ZERO
-                for y in range(max(np.int64(splats[i, 12]) - top, 0), min(np.int64(splats[i, 13]) - top, TILE)):
+                for y in range(max(np.int64(splats[i, 10]) - top, 0), min(np.int64(splats[i, 11]) - top, TILE)):
                     dy = y0 + np.float32(y)
                     By, Cyy = B * dy, C * dy * dy
                     if channels > 0:
-                        dots[y] = ZERO
+                        tile[8, y] = ZERO
                         for c in range(channels):
-                            _add_scaled_row(dots, y, g_extra, c * TILE + y, features[i, c])
+                            _add_scaled_row(tile, 8 * TILE + y, g_extra, c * TILE + y, features[i, c])
                     for x in range(TILE):
                         dx = x0 + np.float32(x)
                         s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
@@ -281,7 +286,7 @@ def draw_backward(splats, features, start, members, slots, workers, image, trans
                         w = w if visible else ZERO
                         tile[0, y, x] = after if visible else -abs(before)
                         v0, v1, v2, v3 = tile[3, y, x], tile[4, y, x], tile[5, y, x], tile[6, y, x]
-                        value = tile[2, y, x] + r * v0 + g * v1 + b * v2 + depth * v3 + dots[y, x]
+                        value = tile[2, y, x] + r * v0 + g * v1 + b * v2 + depth * v3 + tile[8, y, x]
                         rest = tile[1, y, x] - w * value
                         tile[1, y, x] = rest
                         # dL/ds = -alpha·dL/dalpha, and 1 - alpha = after / before.
@@ -294,10 +299,11 @@ def draw_backward(splats, features, start, members, slots, workers, image, trans
                         lanes[4, x] += w * v1
                         lanes[5, x] += w * v2
                         lanes[6, x] += w * v3
-                        weight[y, x] = w
+                        tile[7, y, x] = w
                     for c in range(learned):
-                        _add_product_row(lanes_extra, c, weight, y, g_extra, c * TILE + y)
-                slot = slots[p]
+                        _add_product_row(lanes_extra, c, tile, 7 * TILE + y, g_extra, c * TILE + y)
+                column, row = left // TILE - boxes[i, 0], top // TILE - boxes[i, 2]
+                slot = first[i] + row * (boxes[i, 1] - boxes[i, 0]) + column
                 m, mx, my, mxx, mxy, myy = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
                 s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
                 for x in range(TILE):

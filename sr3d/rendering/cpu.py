@@ -53,14 +53,12 @@ def rasterize(
 
 @dataclass
 class _View:
-    """What the backward pass of one view needs from the forward pass (see `_raster.bin_tiles`)."""
+    """What the backward pass of one view needs from the forward pass (see `_project` and `_raster.bin_tiles`)."""
 
     splats: np.ndarray
-    order: np.ndarray
+    boxes: np.ndarray
     start: np.ndarray
     members: np.ndarray
-    first: np.ndarray
-    slots: np.ndarray
     transmittance: np.ndarray
 
 
@@ -68,15 +66,15 @@ def _draw(inputs: list[np.ndarray], b: int, c: int, size: tuple[int, int, bool],
     """Render view c of scene b into `image` [H, W, 4 + D]."""
     means, quats, scales, opacities, sh, features, poses, K = inputs
     width, height, antialias = size
-    splats = np.empty((means.shape[1], 16), np.float32)
-    project(
-        means[b], quats[b], scales[b], opacities[b, c], sh[b], poses[b, c], K[b, c], width, height, antialias, splats
-    )
-    order = _raster.depth_order(splats, splats.view(np.uint32))
-    start, members, first, slots = _raster.bin_tiles(splats, order, width, height)
+    workers = numba.get_num_threads()
+    splats, boxes = np.empty((means.shape[1], 16), np.float32), np.empty((means.shape[1], 4), np.int16)
+    view = means[b], quats[b], scales[b], opacities[b, c], sh[b], poses[b, c], K[b, c]
+    project(*view, width, height, antialias, splats, boxes)
+    order = _raster.depth_order(boxes, splats.view(np.uint32))
+    start, members = _raster.bin_tiles(boxes, order, width, height, workers)
     transmittance = np.empty((height, width), np.float32)
-    _raster.draw(splats, features[b], start, members, numba.get_num_threads(), image, transmittance)
-    return _View(splats, order, start, members, first, slots, transmittance)
+    _raster.draw(splats, features[b], start, members, workers, image, transmittance)
+    return _View(splats, boxes, start, members, transmittance)
 
 
 class _Rasterize(torch.autograd.Function):
@@ -123,14 +121,15 @@ class _Rasterize(torch.autograd.Function):
         with _LOCK:
             for (b, c), view in zip(np.ndindex(*poses.shape[:2]), ctx.kept):
                 pair_grads = np.zeros((len(view.members), _raster.MOMENTS + learned), np.float32)
+                first = _raster.first_pairs(view.boxes)
                 _raster.draw_backward(
-                    view.splats, features[b], view.start, view.members, view.slots, numba.get_num_threads(),
+                    view.splats, features[b], view.start, view.members, view.boxes, first, numba.get_num_threads(),
                     pixels[0][b, c], view.transmittance, pixels[1][b, c], pixels[2][b, c], pair_grads,
                 )  # fmt: skip
-                blocks = np.zeros((-(-len(view.order) // BLOCK) if need[6] else 0, 12), np.float32)
+                blocks = np.zeros((-(-means.shape[1] // BLOCK) if need[6] else 0, 12), np.float32)
                 project_backward(
                     means[b], quats[b], scales[b], opacities[b, c], sh[b], poses[b, c], K[b, c], *ctx.size,
-                    view.order, view.first, pair_grads,
+                    first, pair_grads,
                     *(g[b] for g in grads[:3]), grads[3][b, c], grads[4][b], grads[5][b], blocks,
                 )  # fmt: skip
                 total = blocks.sum(axis=0, dtype=np.float64)
