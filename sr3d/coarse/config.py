@@ -31,19 +31,19 @@ class SweepConfig:
         tolerance: Neighbours whose parallax differs by more than this many pixels per pixel do not share a plane.
     """
 
-    step: float = 0.25
-    max_planes: int = 128
+    step: float = 0.35
+    max_planes: int = 192
     sources: int = 4
     window: int = 3
     support: float = 0.2
-    balance: float = 0.4
-    truncation: float = 0.2
+    balance: float = 0.25
+    truncation: float = 0.1
     noise: float = 2e-4
     unseen: float = 0.05
     small_jump: float = 0.05
-    large_jump: float = 0.6
+    large_jump: float = 0.3
     edge: float = 0.2
-    max_reprojection: float = 0.7
+    max_reprojection: float = 0.5
     speck: int = 12
     smoothing: int = 2
     tolerance: float = 0.15

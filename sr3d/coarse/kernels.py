@@ -68,7 +68,7 @@ def window_stats(image, weights, radius):
 def warp(source, homography, radius, out, inside):
     """Sample `source` [Hs, Ws, 3] bilinearly where a 3×3 homography takes the pixel centres of the reference.
 
-    Fills the interior of `out` [3, H + 2·radius, W + 2·radius] and `inside` [H, W]: 1 where the sample is in frame.
+    Fills the interior of `out` [≥ 3, H + 2·radius, W + 2·radius] and `inside` [H, W]: 1 where the sample is in frame.
     """
     h, w = inside.shape
     hs, ws = source.shape[0], source.shape[1]
@@ -104,38 +104,36 @@ def window_cost(image, warped, inside, weights, mean, variance, radius, truncati
     """Matching cost in [0, 1] of every window, `_BIG` where the centre is out of frame. Written to `out` [H, W].
 
     `balance` · (1 − ZNCC)/2 + (1 − `balance`) · min(|difference|, `truncation`)/`truncation`. `noise` is the variance
-    under which a window counts as flat: its ZNCC is drawn to 0.
+    under which a window counts as flat: its ZNCC is drawn to 0. `warped` [6, ...]: colours, and room for products.
     """
     taps, h, w = weights.shape
     side = 2 * radius + 1
     one, half, third = np.float32(1), np.float32(0.5), np.float32(1 / 3)
-    s = np.empty((3, w), np.float32)
-    ss, rs, ad = np.empty(w, np.float32), np.empty(w, np.float32), np.empty(w, np.float32)
+    # What does not depend on the window's centre is formed once per pixel: product, square, difference.
+    for y in range(image.shape[1]):
+        for x in range(image.shape[2]):
+            a0, a1, a2 = image[0, y, x], image[1, y, x], image[2, y, x]
+            b0, b1, b2 = warped[0, y, x], warped[1, y, x], warped[2, y, x]
+            warped[3, y, x] = a0 * b0 + a1 * b1 + a2 * b2
+            warped[4, y, x] = b0 * b0 + b1 * b1 + b2 * b2
+            warped[5, y, x] = min((abs(a0 - b0) + abs(a1 - b1) + abs(a2 - b2)) * third, truncation)
+    sums = np.empty((6, w), np.float32)
     for y in range(h):
-        s[:] = 0
-        ss[:] = 0
-        rs[:] = 0
-        ad[:] = 0
+        sums[:] = 0
         for k in range(taps):
-            dy, dx = y + k // side, k % side
-            for c in range(3):
+            row, shift = y + k // side, k % side
+            weight = weights[k, y]
+            # One sum per loop, and views instead of computed indices: else the compiler gives up on vectors.
+            for i in range(6):
+                total, values = sums[i], warped[i, row, shift : shift + w]
                 for x in range(w):
-                    a, b, f = image[c, dy, x + dx], warped[c, dy, x + dx], weights[k, y, x]
-                    s[c, x] += f * b
-                    ss[x] += f * b * b
-                    rs[x] += f * a * b
-            for x in range(w):
-                diff = np.float32(0)
-                for c in range(3):
-                    diff += abs(image[c, dy, x + dx] - warped[c, dy, x + dx])
-                ad[x] += weights[k, y, x] * min(diff * third, truncation)
+                    total[x] += weight[x] * values[x]
         for x in range(w):
-            covariance, var = rs[x], ss[x]
-            for c in range(3):
-                covariance -= mean[c, y, x] * s[c, x]
-                var -= s[c, x] * s[c, x]
-            zncc = covariance / np.sqrt((variance[y, x] + noise) * (max(var, np.float32(0)) + noise))
-            value = balance * half * (one - zncc) + (one - balance) * ad[x] / truncation
+            s0, s1, s2 = sums[0, x], sums[1, x], sums[2, x]
+            covariance = sums[3, x] - mean[0, y, x] * s0 - mean[1, y, x] * s1 - mean[2, y, x] * s2
+            var = max(sums[4, x] - s0 * s0 - s1 * s1 - s2 * s2, np.float32(0))
+            zncc = covariance / np.sqrt((variance[y, x] + noise) * (var + noise))
+            value = balance * half * (one - zncc) + (one - balance) * sums[5, x] / truncation
             out[y, x] = value if inside[y, x] > 0 else _BIG
 
 
