@@ -25,6 +25,7 @@ _WINDOW = 1  # half side, in pixels, of the window that gives the target's depth
 _SOLID = 0.5  # alpha from which a pixel shows a surface
 _REACH = 3.0  # standard deviations to which a Gaussian is drawn
 _NEAR = 0.01
+_SAMPLES = 2  # per side of a pixel, of the drawings that the network refines
 
 
 @dataclass(kw_only=True)
@@ -169,9 +170,15 @@ def _level_zero(
 
 
 def _draw(forest: Gaussians, cameras: Cameras) -> Float[Tensor, "c h w 3"]:
-    """Images of the forest; the network must not take what shines through thin coverage for a darker surface."""
-    drawn = render(forest, cameras)
-    return (drawn.rgb / drawn.alpha.clamp_min(1e-3)[..., None]).clamp(0, 1)
+    """Images of the forest as a sensor would see it.
+
+    The network must not take what shines through thin coverage for a darker surface, hence the division by alpha. Mean
+    over a pixel of a larger drawing: the renderer's low-pass alone would blur the input of every level a little more.
+    """
+    large = cameras.resized(_SAMPLES * cameras.width, _SAMPLES * cameras.height)
+    drawn = render(forest, large)
+    rgb = (drawn.rgb / drawn.alpha.clamp_min(1e-3)[..., None]).clamp(0, 1)
+    return torch.nn.functional.avg_pool2d(rgb.movedim(-1, 1), _SAMPLES).movedim(1, -1)
 
 
 def _parents(forest: Gaussians, cameras: Cameras, level: int) -> Tensor:

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sr3d.datasets.batch import reduce_scene
 from sr3d.errors import Sr3dError
@@ -61,7 +62,7 @@ def run_zoom(
     Raises:
         Sr3dError: The scene, checkpoint or target cannot be used, or `output` is a file. `output` is then as it was.
     """
-    network = SuperResolver.from_pretrained(checkpoint)
+    network = SuperResolver.from_pretrained(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     photographs = load_scene(scene_path, views)
     if width < 8:
         raise Sr3dError("sr3d zoom", "width", width, "8 pixels or more")
@@ -70,9 +71,7 @@ def run_zoom(
     low = reduce_scene(photographs, reduction)
     center = (target[0] / reduction, target[1] / reduction)
     truth = photograph(photographs.images[0], photographs.posed().index([0]))
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn()
-    ) as progress:
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
         task = progress.add_task("levels", total=None)
         levels: list[ZoomLevel] = []
 
@@ -81,6 +80,7 @@ def run_zoom(
             progress.update(task, description=f"level {level.level}: {level.gaussians:,} Gaussians", advance=1)
 
         forest = zoom_into(low, center, factor, network=network, on_level=on_level)
+        progress.update(task, total=len(levels))
         video = progress.add_task("video frames", total=frames)
         return write_results(
             forest,

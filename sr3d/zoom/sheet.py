@@ -71,7 +71,7 @@ def _depth_tile(figure: Figure, axes: Axes, column: Magnified, label: str) -> No
     depth = column.depth.cpu()
     known = depth[depth > 0]
     shown = torch.where(depth > 0, depth, torch.nan).numpy()
-    low, high = (float(known.quantile(q)) for q in (0.01, 0.99)) if len(known) else (0.0, 1.0)
+    low, high = (float(known.quantile(q)) for q in (0.03, 0.97)) if len(known) else (0.0, 1.0)
     picture = axes.imshow(shown, cmap="turbo", vmin=low, vmax=max(high, low + 1e-6 * abs(low)), interpolation="nearest")
     bar = figure.colorbar(picture, ax=axes, orientation="horizontal", fraction=0.06, pad=0.03)
     bar.set_ticks([low, high], labels=[f"{low:.3g}", f"{high:.3g}"])
