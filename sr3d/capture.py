@@ -95,11 +95,14 @@ def fit_sizes(scene: Scene, factor: int, max_pixels: int) -> Scene:
     The crop is central and leaves a width and height that `factor` divides.
 
     Raises:
-        Sr3dError: No poses.
+        Sr3dError: No poses, or less than one pixel would be left.
     """
     scene.posed()
     height, width = scene.images.shape[1:3]
-    shrink = max(1, math.ceil(math.sqrt(height * width / factor**2 / max_pixels)))
+    shrink = max(1, math.ceil(math.sqrt(height * width / factor**2 / max(max_pixels, 1))))
+    if max_pixels < 1 or min(height, width) < shrink * factor:
+        found = f"{width}x{height} for at most {max_pixels} pixels"
+        raise Sr3dError(scene.name, "image size", found, f"at least {factor} pixels per side after reduction")
     scene = reduce_scene(_crop(scene, shrink), shrink) if shrink > 1 else scene
     return _crop(scene, factor)
 

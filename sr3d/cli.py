@@ -44,7 +44,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def build_parser() -> ArgumentParser:
     """The parser of all verbs."""
-    parser = ArgumentParser(prog="sr3d", description="Feed-forward 3D super-resolution of Gaussian-splatting scenes.")
+    summary = "Feed-forward 3D super-resolution of Gaussian-splatting scenes."
+    parser = ArgumentParser(prog="sr3d", description=summary, allow_abbrev=False)
     commands = parser.add_subcommands(dest="verb")
     for name, function in VERBS.items():
         commands.add_subcommand(name, _verb_parser(function), help=_summary(function))

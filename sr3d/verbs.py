@@ -76,6 +76,7 @@ def evaluate(
     source: Source | None = None,
     targets: int = 3,
     pairs: int = 5,
+    max_pixels: int = 36_000,
     output: Path = Path("evaluation.json"),
 ) -> None:
     """Compare coarse, upsampled, scaffold and sr3d on views that were not given.
@@ -85,7 +86,8 @@ def evaluate(
         checkpoint: Trained network (.ckpt or .safetensors).
         source: Where coarse depth comes from: plane-sweep stereo or the data; both, where possible, if left out.
         targets: Target views per clip or pair of inputs.
-        pairs: Pairs of input views of a capture; without meaning for shards.
+        pairs: Pairs of input views of a capture; shards come with theirs.
+        max_pixels: Captures are reduced first until an input view has no more pixels than this.
         output: JSON file to write (or -o).
     """
     from rich.console import Console
@@ -97,11 +99,11 @@ def evaluate(
     from sr3d.report import method_table
     from sr3d.training.evaluate import evaluate as score
 
-    for name, value in (("targets", targets), ("pairs", pairs)):
+    for name, value in (("targets", targets), ("pairs", pairs), ("max_pixels", max_pixels)):
         if value < 1:
             raise Sr3dError("sr3d eval", f"--{name}", value, "1 or more")
     network = SuperResolver.from_pretrained(checkpoint)
-    config = CaptureConfig(factor=network.config.factor, pairs=pairs, targets=targets)
+    config = CaptureConfig(factor=network.config.factor, pairs=pairs, targets=targets, max_pixels=max_pixels)
     batches, protocol = _batches(data, config)
     has_depth = all(b.context.depths is not None for b in batches)
     sources: list[Source] = [source] if source else ["sweep", "depth"] if has_depth else ["sweep"]
@@ -136,7 +138,7 @@ def _batches(data: Path, config: CaptureConfig) -> tuple[list[Batch], dict[str, 
         )
         return list(spread), {"inputs": "first and last view of every clip", "targets": config.targets}
     capture = read_capture(data, config)
-    protocol = {"typical_depth": capture.depth, "pairs": [asdict(p) for p in capture.pairs], **asdict(config)}
+    protocol = {"typical_depth": capture.depth, "pairs": [asdict(p) for p in capture.pairs], "rule": asdict(config)}
     return list(capture_batches(capture, config)), protocol
 
 

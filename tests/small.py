@@ -26,6 +26,7 @@ def small_config(path: Path) -> Path:
     values = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
     values["trainer"] |= {"max_steps": 2, "accelerator": "cpu", "val_check_interval": 2, "limit_val_batches": 1}
     values["trainer"]["log_every_n_steps"] = 1
+    values["trainer"]["logger"] = [v for v in values["trainer"]["logger"] if v["class_path"].endswith("CSVLogger")]
     for callback in values["trainer"]["callbacks"]:
         if callback["class_path"].endswith("ModelCheckpoint"):
             callback["init_args"]["every_n_train_steps"] = 2
