@@ -62,10 +62,14 @@ def run_zoom(
     Raises:
         Sr3dError: The scene, checkpoint or target cannot be used, or `output` is a file. `output` is then as it was.
     """
+    _check_output(output)
     network = SuperResolver.from_pretrained(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     photographs = load_scene(scene_path, views)
     if width < 8:
         raise Sr3dError("sr3d zoom", "width", width, "8 pixels or more")
+    size = photographs.images.shape[-2], photographs.images.shape[-3]
+    if not (0 <= target[0] <= size[0] and 0 <= target[1] <= size[1]):
+        raise Sr3dError("sr3d zoom", "target", target, f"a pixel of the first photograph, {size[0]} x {size[1]}")
     reduction = -(-photographs.images.shape[-2] // width)
     photographs = _cropped(photographs, reduction)
     low = reduce_scene(photographs, reduction)
@@ -200,12 +204,16 @@ def _cropped(scene: Scene, multiple: int) -> Scene:
     )
 
 
+def _check_output(output: str | Path) -> None:
+    if Path(output).is_file():
+        raise Sr3dError(output, "output", "a file", "a folder, or a name that is free")
+
+
 @contextmanager
 def _staged(output: str | Path) -> Iterator[Path]:
     """A folder beside `output` whose files move there when the block succeeds; else it vanishes."""
+    _check_output(output)
     output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise Sr3dError(output, "output", "a file", "a folder, or a name that is free")
     folder = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
     try:
         folder.mkdir(parents=True)

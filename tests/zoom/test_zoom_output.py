@@ -113,6 +113,8 @@ def test_run_zoom(world, table, doubler, tmp_path):
 
     doubler.save_pretrained(tmp_path / "network.safetensors")
     arguments = (tmp_path, [0, 1], (40.5, 55.5), 4, tmp_path / "network.safetensors", tmp_path / "out")
+    with pytest.raises(Sr3dError, match="a pixel of the first photograph, 98 x 98"):
+        run_zoom(tmp_path, [0, 1], (99.0, 5.0), *arguments[3:])
     metrics = run_zoom(*arguments, width=24, frames=6, video_width=64)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
