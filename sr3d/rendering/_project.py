@@ -11,7 +11,7 @@ import math
 from typing import no_type_check
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from sr3d.rendering import constants as const
 from sr3d.rendering._geometry import (
@@ -39,17 +39,17 @@ from sr3d.rendering._geometry import (
 )  # fmt: skip
 
 TILE = 16
-BLOCK = 512  # Gaussians per loop iteration; also the unit in which the pose gradient is summed
+BLOCK = 512  # Gaussians whose pose gradient is summed into one row: the same sum for any number of threads
 
 _MARGIN, _INF = np.float32(const.EWA_MARGIN), np.float32(np.inf)
 _NEAR, _FAR, _ALPHA_MIN = np.float32(const.NEAR), np.float32(const.FAR), np.float32(const.ALPHA_MIN)
 _SIGMA_EXTENT, _RATIO_MIN = np.float32(const.SIGMA_EXTENT), np.float32(const.RATIO_MIN)
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 @no_type_check
-def project(means, quats, scales, opacities, sh, pose, K, width, height, antialias, splats, boxes):
-    """Fill `splats` [N, 16] and `boxes` [N, 4] (x0, x1, y0, y1) for one view.
+def project(part, parts, means, quats, scales, opacities, sh, pose, K, width, height, antialias, splats, boxes):
+    """Fill `splats` [N, 16] and `boxes` [N, 4] (x0, x1, y0, y1) for one view and the `part`-th share of Gaussians.
 
     All inputs are float32 in C order; `pose` [4, 4] is world to camera.
     """
@@ -59,71 +59,73 @@ def project(means, quats, scales, opacities, sh, pose, K, width, height, antiali
     margin_x, margin_y = _MARGIN * HALF * w / fx, _MARGIN * HALF * h / fy
     left, right = -(cx / fx + margin_x), (w - cx) / fx + margin_x
     top, bottom = -(cy / fy + margin_y), (h - cy) / fy + margin_y
-    for block in prange((means.shape[0] + BLOCK - 1) // BLOCK):
-        basis = np.empty(16, np.float32)
-        for i in range(block * BLOCK, min((block + 1) * BLOCK, means.shape[0])):
-            boxes[i] = 0
-            m = means[i, 0], means[i, 1], means[i, 2]
-            z = pose[2, 0] * m[0] + pose[2, 1] * m[1] + pose[2, 2] * m[2] + pose[2, 3]
-            if not (z > _NEAR and z < _FAR and opacities[i] >= _ALPHA_MIN):
-                continue
-            inverse_z = ONE / z
-            p = times(pose, m)
-            tx, ty = (p[0] + pose[0, 3]) * inverse_z, (p[1] + pose[1, 3]) * inverse_z
-            k = fx * inverse_z, fy * inverse_z
-            row0, row1, _ = factor(quats, scales, i, pose, k, clamp(tx, left, right), clamp(ty, top, bottom))
-            xx, xy, yy = dot(row0, row0) + EPS2D, dot(row0, row1), dot(row1, row1) + EPS2D
-            sharp, det = determinants(row0, row1)
-            opacity = opacities[i]
-            if antialias:
-                opacity *= math.sqrt(max(sharp / det, _RATIO_MIN))
-            if not (opacity >= _ALPHA_MIN and det < _INF):
-                continue
-            extent = min(_SIGMA_EXTENT, math.sqrt(TWO * math.log(opacity / _ALPHA_MIN)))
-            u, v = fx * tx + cx, fy * ty + cy
-            reach_x, reach_y = extent * math.sqrt(xx), extent * math.sqrt(yy)
-            # Pixel centres lie at +0.5.
-            x0, x1 = max(math.ceil(u - reach_x - HALF), ZERO), min(math.floor(u + reach_x + HALF), w)
-            y0, y1 = max(math.ceil(v - reach_y - HALF), ZERO), min(math.floor(v + reach_y + HALF), h)
-            if not (x0 < x1 and y0 < y1):
-                continue
-            splats[i, 0], splats[i, 1] = u, v
-            splats[i, 2], splats[i, 3], splats[i, 4] = yy / det, -xy / det, xx / det
-            splats[i, 5] = opacity
-            splats[i, 9] = z
-            splats[i, 10], splats[i, 11] = y0, y1
-            boxes[i, 0], boxes[i, 1] = np.int32(x0) // TILE, (np.int32(x1) + TILE - 1) // TILE
-            boxes[i, 2], boxes[i, 3] = np.int32(y0) // TILE, (np.int32(y1) + TILE - 1) // TILE
-            if count == 1:
-                for c in range(3):
-                    splats[i, 6 + c] = max(HALF + C0 * sh[i, 0, c], ZERO)
-            else:
-                direction, _ = view_direction(means, i, pose)
-                basis_values(direction, count, basis)
-                for c in range(3):
-                    value = HALF
-                    for j in range(count):
-                        value += basis[j] * sh[i, j, c]
-                    splats[i, 6 + c] = max(value, ZERO)
+    basis = np.empty(16, np.float32)
+    for i in range(means.shape[0] * part // parts, means.shape[0] * (part + 1) // parts):
+        boxes[i] = 0
+        m = means[i, 0], means[i, 1], means[i, 2]
+        z = pose[2, 0] * m[0] + pose[2, 1] * m[1] + pose[2, 2] * m[2] + pose[2, 3]
+        if not (z > _NEAR and z < _FAR and opacities[i] >= _ALPHA_MIN):
+            continue
+        inverse_z = ONE / z
+        p = times(pose, m)
+        tx, ty = (p[0] + pose[0, 3]) * inverse_z, (p[1] + pose[1, 3]) * inverse_z
+        k = fx * inverse_z, fy * inverse_z
+        row0, row1, _ = factor(quats, scales, i, pose, k, clamp(tx, left, right), clamp(ty, top, bottom))
+        xx, xy, yy = dot(row0, row0) + EPS2D, dot(row0, row1), dot(row1, row1) + EPS2D
+        sharp, det = determinants(row0, row1)
+        opacity = opacities[i]
+        if antialias:
+            opacity *= math.sqrt(max(sharp / det, _RATIO_MIN))
+        if not (opacity >= _ALPHA_MIN and det < _INF):
+            continue
+        extent = min(_SIGMA_EXTENT, math.sqrt(TWO * math.log(opacity / _ALPHA_MIN)))
+        u, v = fx * tx + cx, fy * ty + cy
+        reach_x, reach_y = extent * math.sqrt(xx), extent * math.sqrt(yy)
+        # Pixel centres lie at +0.5.
+        x0, x1 = max(math.ceil(u - reach_x - HALF), ZERO), min(math.floor(u + reach_x + HALF), w)
+        y0, y1 = max(math.ceil(v - reach_y - HALF), ZERO), min(math.floor(v + reach_y + HALF), h)
+        if not (x0 < x1 and y0 < y1):
+            continue
+        splats[i, 0], splats[i, 1] = u, v
+        splats[i, 2], splats[i, 3], splats[i, 4] = yy / det, -xy / det, xx / det
+        splats[i, 5] = opacity
+        splats[i, 9] = z
+        splats[i, 10], splats[i, 11] = y0, y1
+        boxes[i, 0], boxes[i, 1] = np.int32(x0) // TILE, (np.int32(x1) + TILE - 1) // TILE
+        boxes[i, 2], boxes[i, 3] = np.int32(y0) // TILE, (np.int32(y1) + TILE - 1) // TILE
+        if count == 1:
+            for c in range(3):
+                splats[i, 6 + c] = max(HALF + C0 * sh[i, 0, c], ZERO)
+        else:
+            direction, _ = view_direction(means, i, pose)
+            basis_values(direction, count, basis)
+            for c in range(3):
+                value = HALF
+                for j in range(count):
+                    value += basis[j] * sh[i, j, c]
+                splats[i, 6 + c] = max(value, ZERO)
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 @no_type_check
 def project_backward(
-    means, quats, scales, opacities, sh, pose, K, width, height, antialias,
+    part, parts, means, quats, scales, opacities, sh, pose, K, width, height, antialias,
     first, pair_grads, g_means, g_quats, g_scales, g_opacities, g_sh, g_features, g_pose,
 ):  # fmt: skip
-    """Add the gradients of one view to g_*; `g_pose` [blocks, 12] gets one row per block, R row by row, then t.
+    """Add the gradients of one view and the `part`-th share of Gaussians to g_*.
+
+    `g_pose` [blocks, 12] gets one row per block of Gaussians: R row by row, then t. With no rows it is skipped.
 
     The pairs (splat, tile) of Gaussian i are the rows `first[i]` to `first[i + 1]` of `pair_grads` (see `_raster`).
     """
     count, channels, need_pose = sh.shape[1], pair_grads.shape[1] - 10, g_pose.shape[0] > 0
+    blocks = (means.shape[0] + BLOCK - 1) // BLOCK
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     w, h = np.float32(width), np.float32(height)
     margin_x, margin_y = _MARGIN * HALF * w / fx, _MARGIN * HALF * h / fy
     left, right = -(cx / fx + margin_x), (w - cx) / fx + margin_x
     top, bottom = -(cy / fy + margin_y), (h - cy) / fy + margin_y
-    for block in prange((means.shape[0] + BLOCK - 1) // BLOCK):
+    for block in range(blocks * part // parts, blocks * (part + 1) // parts):
         s = np.empty(10 + channels, np.float32)
         basis, g_basis = np.zeros(16, np.float32), np.zeros(16, np.float32)
         g_rotation, g_shift = np.zeros((3, 3), np.float32), np.zeros(3, np.float32)

@@ -10,7 +10,7 @@ from typing import no_type_check
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, prange
+from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -73,7 +73,7 @@ def _add_product_row(typingctx, out, out_row, a, a_row, b, b_row):
     return types.none(out, types.intp, a, types.intp, b, types.intp), codegen
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 @no_type_check
 def depth_order(boxes, bits):
     """Indices of the drawn splats, near to far, ties in order of index. `bits` is `splats` seen as uint32."""
@@ -108,7 +108,7 @@ def depth_order(boxes, bits):
     return order
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 @no_type_check
 def first_pairs(boxes):
     """Number of pairs (splat, tile) before each splat. A splat's pairs are counted row by row of its box. [N + 1]"""
@@ -118,38 +118,29 @@ def first_pairs(boxes):
     return first
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, cache=True)
 @no_type_check
-def bin_tiles(boxes, order, width, height, workers):
-    """Sort splats into tiles, in depth order.
+def count_members(part, parts, boxes, across, down, counts):
+    """Add up the splats of every tile. Each part reads all boxes and owns some rows of tiles: no atomics."""
+    top, bottom = down * part // parts, down * (part + 1) // parts
+    for i in range(boxes.shape[0]):
+        for y in range(max(boxes[i, 2], top), min(boxes[i, 3], bottom)):
+            for x in range(boxes[i, 0], boxes[i, 1]):
+                counts[y * across + x] += 1
 
-    Returns:
-        start: The splats of tile t are `members[start[t]:start[t + 1]]`. [tiles + 1]
-        members: Splat index. [pairs]
-    """
-    across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
-    start = np.zeros(across * down + 1, np.int64)
-    # Every worker reads all boxes and owns some rows of tiles: no atomics, and one result for any number of workers.
-    for worker in prange(workers):
-        top, bottom = down * worker // workers, down * (worker + 1) // workers
-        for i in range(boxes.shape[0]):
-            for y in range(max(boxes[i, 2], top), min(boxes[i, 3], bottom)):
-                for x in range(boxes[i, 0], boxes[i, 1]):
-                    start[y * across + x + 1] += 1
-    for t in range(across * down):
-        start[t + 1] += start[t]
-    fill = start.copy()
-    members = np.empty(start[across * down], np.int32)
-    for worker in prange(workers):
-        top, bottom = down * worker // workers, down * (worker + 1) // workers
-        for rank in range(order.shape[0]):
-            i = order[rank]
-            for y in range(max(boxes[i, 2], top), min(boxes[i, 3], bottom)):
-                for x in range(boxes[i, 0], boxes[i, 1]):
-                    at = fill[y * across + x]
-                    fill[y * across + x] = at + 1
-                    members[at] = i
-    return start, members
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def fill_members(part, parts, boxes, order, across, down, fill, members):
+    """Write the splats of every tile, near to far, from `fill[tile]` on."""
+    top, bottom = down * part // parts, down * (part + 1) // parts
+    for rank in range(order.shape[0]):
+        i = order[rank]
+        for y in range(max(boxes[i, 2], top), min(boxes[i, 3], bottom)):
+            for x in range(boxes[i, 0], boxes[i, 1]):
+                at = fill[y * across + x]
+                fill[y * across + x] = at + 1
+                members[at] = i
 
 
 @njit(cache=True, fastmath=FASTMATH)
@@ -163,169 +154,172 @@ def _finished(tile):
     return most <= ZERO
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 @no_type_check
-def draw(splats, features, start, members, workers, image, transmittance):
-    """Composite front to back into `image` [H, W, 4 + D] (rgb, depth, features) and `transmittance` [H, W]."""
+def draw(part, parts, splats, features, start, members, image, transmittance):
+    """Composite front to back into `image` [H, W, 4 + D] (rgb, depth, features) and `transmittance` [H, W].
+
+    The splats of tile t are `members[start[t]:start[t + 1]]`, near to far. Every `parts`-th tile is drawn.
+    """
     height, width = transmittance.shape
     across, channels = (width + TILE - 1) // TILE, features.shape[1]
     tiles = across * ((height + TILE - 1) // TILE)
-    for worker in prange(workers):
-        tile = np.empty((6, TILE, TILE), np.float32)  # transmittance, r, g, b, depth, weight of the current splat
-        extra = np.empty((channels * TILE, TILE), np.float32)
-        # Neighbouring tiles cost about the same: interleaved, every worker gets an equal share.
-        for t in range(worker, tiles, workers):
-            left, top = (t % across) * TILE, (t // across) * TILE
-            tile[0] = ONE
-            tile[1:] = ZERO
-            extra[:] = ZERO
-            for p in range(start[t], start[t + 1]):
-                i = members[p]
-                x0, y0 = np.float32(left) + HALF - splats[i, 0], np.float32(top) + HALF - splats[i, 1]
-                A, B, C, opacity = HALF * splats[i, 2], splats[i, 3], HALF * splats[i, 4], splats[i, 5]
-                r, g, b, depth = splats[i, 6], splats[i, 7], splats[i, 8], splats[i, 9]
-                for y in range(max(np.int64(splats[i, 10]) - top, 0), min(np.int64(splats[i, 11]) - top, TILE)):
-                    dy = y0 + np.float32(y)
-                    By, Cyy = B * dy, C * dy * dy
-                    for x in range(TILE):
-                        dx = x0 + np.float32(x)
-                        s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
-                        e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
-                        e = e * e
-                        e = e * e
-                        alpha = min(opacity * (e * e), _ALPHA_MAX)
-                        alpha = alpha if alpha >= _ALPHA_MIN else ZERO
-                        before = tile[0, y, x]
-                        w = before * alpha
-                        after = before - w
-                        visible = after > _T_MIN
-                        w = w if visible else ZERO
-                        tile[0, y, x] = after if visible else -abs(before)
-                        tile[1, y, x] += w * r
-                        tile[2, y, x] += w * g
-                        tile[3, y, x] += w * b
-                        tile[4, y, x] += w * depth
-                        tile[5, y, x] = w
-                    for c in range(channels):
-                        _add_scaled_row(extra, c * TILE + y, tile, 5 * TILE + y, features[i, c])
-                if p % 32 == 31 and _finished(tile):
-                    break
-            for y in range(min(TILE, height - top)):
-                for x in range(min(TILE, width - left)):
-                    transmittance[top + y, left + x] = abs(tile[0, y, x])
-                    for c in range(4):
-                        image[top + y, left + x, c] = tile[1 + c, y, x]
-                    for c in range(channels):
-                        image[top + y, left + x, 4 + c] = extra[c * TILE + y, x]
+    tile = np.empty((6, TILE, TILE), np.float32)  # transmittance, r, g, b, depth, weight of the current splat
+    extra = np.empty((channels * TILE, TILE), np.float32)
+    # Neighbouring tiles cost about the same: interleaved, every part is an equal share.
+    for t in range(part, tiles, parts):
+        left, top = (t % across) * TILE, (t // across) * TILE
+        tile[1:] = ZERO
+        tile[0] = -ONE  # pixels outside the image are finished
+        tile[0, : height - top, : width - left] = ONE
+        extra[:] = ZERO
+        for p in range(start[t], start[t + 1]):
+            i = members[p]
+            x0, y0 = np.float32(left) + HALF - splats[i, 0], np.float32(top) + HALF - splats[i, 1]
+            A, B, C, opacity = HALF * splats[i, 2], splats[i, 3], HALF * splats[i, 4], splats[i, 5]
+            r, g, b, depth = splats[i, 6], splats[i, 7], splats[i, 8], splats[i, 9]
+            for y in range(max(np.int64(splats[i, 10]) - top, 0), min(np.int64(splats[i, 11]) - top, TILE)):
+                dy = y0 + np.float32(y)
+                By, Cyy = B * dy, C * dy * dy
+                for x in range(TILE):
+                    dx = x0 + np.float32(x)
+                    s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
+                    e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
+                    e = e * e
+                    e = e * e
+                    alpha = min(opacity * (e * e), _ALPHA_MAX)
+                    alpha = alpha if alpha >= _ALPHA_MIN else ZERO
+                    before = tile[0, y, x]
+                    w = before * alpha
+                    after = before - w
+                    visible = after > _T_MIN
+                    w = w if visible else ZERO
+                    tile[0, y, x] = after if visible else -abs(before)
+                    tile[1, y, x] += w * r
+                    tile[2, y, x] += w * g
+                    tile[3, y, x] += w * b
+                    tile[4, y, x] += w * depth
+                    tile[5, y, x] = w
+                for c in range(channels):
+                    _add_scaled_row(extra, c * TILE + y, tile, 5 * TILE + y, features[i, c])
+            if p % 32 == 31 and _finished(tile):
+                break
+        for y in range(min(TILE, height - top)):
+            for x in range(min(TILE, width - left)):
+                transmittance[top + y, left + x] = abs(tile[0, y, x])
+                for c in range(4):
+                    image[top + y, left + x, c] = tile[1 + c, y, x]
+                for c in range(channels):
+                    image[top + y, left + x, 4 + c] = extra[c * TILE + y, x]
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 @no_type_check
 def draw_backward(
-    splats, features, start, members, boxes, first, workers, image, transmittance, g_image, g_alpha, pair_grads
+    part, parts, splats, features, start, members, boxes, first, image, transmittance, g_image, g_alpha, pair_grads
 ):
-    """Fill `pair_grads` [pairs, 10 + D], zero on entry, from the gradients of the image and of alpha; `first` as in
-    `first_pairs`.
+    """Fill `pair_grads` [pairs, 10 + D], zero on entry, from the gradients of the image and of alpha.
 
     Front to back again: what lies behind a splat is the pixel's total minus what has been composited so far.
+    `first` is that of `first_pairs`. Every `parts`-th tile is done.
     """
     height, width = transmittance.shape
     across, channels = (width + TILE - 1) // TILE, features.shape[1]
     learned = pair_grads.shape[1] - MOMENTS  # D, or 0 where features need no gradient
     tiles = across * ((height + TILE - 1) // TILE)
-    for worker in prange(workers):
-        # Planes: 0 transmittance, 1 what is left behind, 2-6 gradients of alpha, r, g, b, depth; of the current splat
-        # 7 weight and 8 features · their gradients.
-        tile = np.empty((9, TILE, TILE), np.float32)
-        lanes = np.empty((7, TILE), np.float32)  # sums over rows: dL/ds·(1, y, yy), weight·gradients of rgb and depth
-        g_extra, lanes_extra = np.empty((channels * TILE, TILE), np.float32), np.empty((learned, TILE), np.float32)
-        for t in range(worker, tiles, workers):
-            left, top = (t % across) * TILE, (t // across) * TILE
-            tile[0] = ONE
-            tile[1:] = ZERO
-            g_extra[:] = ZERO
-            for y in range(min(TILE, height - top)):
-                for x in range(min(TILE, width - left)):
-                    tile[2, y, x] = g_alpha[top + y, left + x]
-                    rest = (ONE - transmittance[top + y, left + x]) * tile[2, y, x]
-                    for c in range(4):
-                        tile[3 + c, y, x] = g_image[top + y, left + x, c]
-                        rest += tile[3 + c, y, x] * image[top + y, left + x, c]
+    # Planes: 0 transmittance, 1 what is left behind, 2-6 gradients of alpha, r, g, b, depth; of the current splat
+    # 7 weight and 8 features · their gradients.
+    tile = np.empty((9, TILE, TILE), np.float32)
+    lanes = np.empty((7, TILE), np.float32)  # sums over rows: dL/ds·(1, y, yy), weight·gradients of rgb and depth
+    g_extra, lanes_extra = np.empty((channels * TILE, TILE), np.float32), np.empty((learned, TILE), np.float32)
+    for t in range(part, tiles, parts):
+        left, top = (t % across) * TILE, (t // across) * TILE
+        tile[1:] = ZERO
+        tile[0] = -ONE  # pixels outside the image are finished
+        tile[0, : height - top, : width - left] = ONE
+        g_extra[:] = ZERO
+        for y in range(min(TILE, height - top)):
+            for x in range(min(TILE, width - left)):
+                tile[2, y, x] = g_alpha[top + y, left + x]
+                rest = (ONE - transmittance[top + y, left + x]) * tile[2, y, x]
+                for c in range(4):
+                    tile[3 + c, y, x] = g_image[top + y, left + x, c]
+                    rest += tile[3 + c, y, x] * image[top + y, left + x, c]
+                for c in range(channels):
+                    value = g_image[top + y, left + x, 4 + c]
+                    g_extra[c * TILE + y, x] = value
+                    rest += value * image[top + y, left + x, 4 + c]
+                tile[1, y, x] = rest
+        for p in range(start[t], start[t + 1]):
+            i = members[p]
+            x0, y0 = np.float32(left) + HALF - splats[i, 0], np.float32(top) + HALF - splats[i, 1]
+            A, B, C, opacity = HALF * splats[i, 2], splats[i, 3], HALF * splats[i, 4], splats[i, 5]
+            r, g, b, depth = splats[i, 6], splats[i, 7], splats[i, 8], splats[i, 9]
+            lanes[:] = ZERO
+            lanes_extra[:] = ZERO
+            for y in range(max(np.int64(splats[i, 10]) - top, 0), min(np.int64(splats[i, 11]) - top, TILE)):
+                dy = y0 + np.float32(y)
+                By, Cyy = B * dy, C * dy * dy
+                if channels > 0:
+                    tile[8, y] = ZERO
                     for c in range(channels):
-                        value = g_image[top + y, left + x, 4 + c]
-                        g_extra[c * TILE + y, x] = value
-                        rest += value * image[top + y, left + x, 4 + c]
-                    tile[1, y, x] = rest
-            for p in range(start[t], start[t + 1]):
-                i = members[p]
-                x0, y0 = np.float32(left) + HALF - splats[i, 0], np.float32(top) + HALF - splats[i, 1]
-                A, B, C, opacity = HALF * splats[i, 2], splats[i, 3], HALF * splats[i, 4], splats[i, 5]
-                r, g, b, depth = splats[i, 6], splats[i, 7], splats[i, 8], splats[i, 9]
-                lanes[:] = ZERO
-                lanes_extra[:] = ZERO
-                for y in range(max(np.int64(splats[i, 10]) - top, 0), min(np.int64(splats[i, 11]) - top, TILE)):
-                    dy = y0 + np.float32(y)
-                    By, Cyy = B * dy, C * dy * dy
-                    if channels > 0:
-                        tile[8, y] = ZERO
-                        for c in range(channels):
-                            _add_scaled_row(tile, 8 * TILE + y, g_extra, c * TILE + y, features[i, c])
-                    for x in range(TILE):
-                        dx = x0 + np.float32(x)
-                        s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
-                        e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
-                        e = e * e
-                        e = e * e
-                        free = opacity * (e * e)
-                        alpha = min(free, _ALPHA_MAX)
-                        alpha = alpha if alpha >= _ALPHA_MIN else ZERO
-                        before = tile[0, y, x]
-                        w = before * alpha
-                        after = before - w
-                        visible = after > _T_MIN
-                        w = w if visible else ZERO
-                        tile[0, y, x] = after if visible else -abs(before)
-                        v0, v1, v2, v3 = tile[3, y, x], tile[4, y, x], tile[5, y, x], tile[6, y, x]
-                        value = tile[2, y, x] + r * v0 + g * v1 + b * v2 + depth * v3 + tile[8, y, x]
-                        rest = tile[1, y, x] - w * value
-                        tile[1, y, x] = rest
-                        # dL/ds = -alpha·dL/dalpha, and 1 - alpha = after / before.
-                        q = w * (rest / after - value)
-                        q = q if free <= _ALPHA_MAX else ZERO
-                        lanes[0, x] += q
-                        lanes[1, x] += q * dy
-                        lanes[2, x] += q * (dy * dy)
-                        lanes[3, x] += w * v0
-                        lanes[4, x] += w * v1
-                        lanes[5, x] += w * v2
-                        lanes[6, x] += w * v3
-                        tile[7, y, x] = w
-                    for c in range(learned):
-                        _add_product_row(lanes_extra, c, tile, 7 * TILE + y, g_extra, c * TILE + y)
-                column, row = left // TILE - boxes[i, 0], top // TILE - boxes[i, 2]
-                slot = first[i] + row * (boxes[i, 1] - boxes[i, 0]) + column
-                m, mx, my, mxx, mxy, myy = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
-                s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
+                        _add_scaled_row(tile, 8 * TILE + y, g_extra, c * TILE + y, features[i, c])
                 for x in range(TILE):
                     dx = x0 + np.float32(x)
-                    q, qy = lanes[0, x], lanes[1, x]
-                    m += q
-                    my += qy
-                    myy += lanes[2, x]
-                    mx += q * dx
-                    mxx += q * dx * dx
-                    mxy += qy * dx
-                    s0 += lanes[3, x]
-                    s1 += lanes[4, x]
-                    s2 += lanes[5, x]
-                    s3 += lanes[6, x]
-                out = pair_grads[slot]
-                out[0], out[1], out[2], out[3], out[4], out[5] = m, mx, my, mxx, mxy, myy
-                out[6], out[7], out[8], out[9] = s0, s1, s2, s3
+                    s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
+                    e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
+                    e = e * e
+                    e = e * e
+                    free = opacity * (e * e)
+                    alpha = min(free, _ALPHA_MAX)
+                    alpha = alpha if alpha >= _ALPHA_MIN else ZERO
+                    before = tile[0, y, x]
+                    w = before * alpha
+                    after = before - w
+                    visible = after > _T_MIN
+                    w = w if visible else ZERO
+                    tile[0, y, x] = after if visible else -abs(before)
+                    v0, v1, v2, v3 = tile[3, y, x], tile[4, y, x], tile[5, y, x], tile[6, y, x]
+                    value = tile[2, y, x] + r * v0 + g * v1 + b * v2 + depth * v3 + tile[8, y, x]
+                    rest = tile[1, y, x] - w * value
+                    tile[1, y, x] = rest
+                    # dL/ds = -alpha·dL/dalpha, and 1 - alpha = after / before.
+                    q = w * (rest / after - value)
+                    q = q if free <= _ALPHA_MAX else ZERO
+                    lanes[0, x] += q
+                    lanes[1, x] += q * dy
+                    lanes[2, x] += q * (dy * dy)
+                    lanes[3, x] += w * v0
+                    lanes[4, x] += w * v1
+                    lanes[5, x] += w * v2
+                    lanes[6, x] += w * v3
+                    tile[7, y, x] = w
                 for c in range(learned):
-                    total = ZERO
-                    for x in range(TILE):
-                        total += lanes_extra[c, x]
-                    out[MOMENTS + c] = total
-                if p % 32 == 31 and _finished(tile):
-                    break
+                    _add_product_row(lanes_extra, c, tile, 7 * TILE + y, g_extra, c * TILE + y)
+            column, row = left // TILE - boxes[i, 0], top // TILE - boxes[i, 2]
+            slot = first[i] + row * (boxes[i, 1] - boxes[i, 0]) + column
+            m, mx, my, mxx, mxy, myy = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+            s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
+            for x in range(TILE):
+                dx = x0 + np.float32(x)
+                q, qy = lanes[0, x], lanes[1, x]
+                m += q
+                my += qy
+                myy += lanes[2, x]
+                mx += q * dx
+                mxx += q * dx * dx
+                mxy += qy * dx
+                s0 += lanes[3, x]
+                s1 += lanes[4, x]
+                s2 += lanes[5, x]
+                s3 += lanes[6, x]
+            out = pair_grads[slot]
+            out[0], out[1], out[2], out[3], out[4], out[5] = m, mx, my, mxx, mxy, myy
+            out[6], out[7], out[8], out[9] = s0, s1, s2, s3
+            for c in range(learned):
+                total = ZERO
+                for x in range(TILE):
+                    total += lanes_extra[c, x]
+                out[MOMENTS + c] = total
+            if p % 32 == 31 and _finished(tile):
+                break

@@ -72,7 +72,7 @@ def render(
         Images of every view, in the dtype of `gaussians.means`.
 
     Raises:
-        Sr3dError: Batch axes or devices disagree, `features` is asked of Gaussians that have none, the background has
+        Sr3dError: Batch axes disagree, `features` is asked of Gaussians that have none, the background has
             another shape, SH has a count that is no square up to 16, K has skew, or the backend cannot run here.
     """
     _check(gaussians, cameras, background, features)

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sr3d.errors import Sr3dError
 from sr3d.rendering import _raster
-from sr3d.rendering._project import BLOCK, project, project_backward
-
-# Numba's fallback threading layer must not be entered by two threads; a kernel uses all cores anyway.
-_LOCK = threading.Lock()
-# GNU OpenMP aborts the process when a fork of a process that has used it enters a parallel region.
-_HOME = os.getpid()
+from sr3d.rendering._project import BLOCK, TILE, project, project_backward
 
 
 def rasterize(
@@ -37,14 +32,7 @@ def rasterize(
     height: int,
     antialias: bool,
 ) -> tuple[Float[Tensor, "b c h w channels"], Float[Tensor, "b c h w"]]:
-    """See `sr3d.rendering.reference.rasterize`; computes in float32, returns the dtype of `means`.
-
-    Raises:
-        Sr3dError: Called in a forked process, where OpenMP cannot run.
-    """
-    if os.getpid() != _HOME:
-        expected = "one that was spawned (multiprocessing_context='spawn')"
-        raise Sr3dError("sr3d.render", "process", "a fork of the process that loaded the renderer", expected)
+    """See `sr3d.rendering.reference.rasterize`; computes in float32, returns the dtype of `means`."""
     extra = means.new_zeros(*means.shape[:2], 0) if features is None else features
     return _Rasterize.apply(
         means, quats, scales, opacities, sh, extra, world_to_cam, K, (width, height, bool(antialias))
@@ -53,7 +41,7 @@ def rasterize(
 
 @dataclass
 class _View:
-    """What the backward pass of one view needs from the forward pass (see `_project` and `_raster.bin_tiles`)."""
+    """What the backward pass of one view needs from the forward pass (see `_project` and `_raster.draw`)."""
 
     splats: np.ndarray
     boxes: np.ndarray
@@ -66,15 +54,46 @@ def _draw(inputs: list[np.ndarray], b: int, c: int, size: tuple[int, int, bool],
     """Render view c of scene b into `image` [H, W, 4 + D]."""
     means, quats, scales, opacities, sh, features, poses, K = inputs
     width, height, antialias = size
-    workers = numba.get_num_threads()
-    splats, boxes = np.empty((means.shape[1], 16), np.float32), np.empty((means.shape[1], 4), np.int16)
+    n, across, down = means.shape[1], -(-width // TILE), -(-height // TILE)
+    splats, boxes = np.empty((n, 16), np.float32), np.empty((n, 4), np.int16)
     view = means[b], quats[b], scales[b], opacities[b, c], sh[b], poses[b, c], K[b, c]
-    project(*view, width, height, antialias, splats, boxes)
+    _share(project, n // 2048, *view, width, height, antialias, splats, boxes)
     order = _raster.depth_order(boxes, splats.view(np.uint32))
-    start, members = _raster.bin_tiles(boxes, order, width, height, workers)
+    counts, bands = np.zeros(across * down, np.int64), min(torch.get_num_threads(), n // 4096, down)
+    _share(_raster.count_members, bands, boxes, across, down, counts)
+    start = np.append(0, np.cumsum(counts))
+    members, fill = np.empty(start[-1], np.int32), start[:-1].copy()
+    _share(_raster.fill_members, bands, boxes, order, across, down, fill, members)
     transmittance = np.empty((height, width), np.float32)
-    _raster.draw(splats, features[b], start, members, workers, image, transmittance)
+    _share(_raster.draw, len(counts) // 4, splats, features[b], start, members, image, transmittance)
     return _View(splats, boxes, start, members, transmittance)
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads of this process (a fork has none of its parent's)."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="sr3d-render")
+
+
+def _share(kernel: Callable[..., None], most: int, *arguments: Any) -> None:
+    """Run `kernel(part, parts, *arguments)` for every part, on as many threads as torch uses.
+
+    Plain threads and not Numba's `prange`: an OpenMP pool of its own would spin against torch's on the same cores,
+    and aborts in forked data-loading workers.
+
+    Args:
+        kernel: Compiled with `nogil`.
+        most: Largest sensible number of parts.
+        arguments: Passed on.
+    """
+    threads = torch.get_num_threads()
+    parts = max(1, min(4 * threads, most))
+    if threads == 1 or parts == 1:
+        kernel(0, 1, *arguments)
+        return
+    pool = _pool(os.getpid(), threads)
+    for future in [pool.submit(kernel, part, parts, *arguments) for part in range(parts)]:
+        future.result()
 
 
 class _Rasterize(torch.autograd.Function):
@@ -98,12 +117,11 @@ class _Rasterize(torch.autograd.Function):
         image = np.empty((scenes, views, height, width, 4 + features.shape[-1]), np.float32)
         alpha = np.empty((scenes, views, height, width), np.float32)
         kept = []
-        with _LOCK:
-            for b, c in np.ndindex(scenes, views):
-                view = _draw(inputs, b, c, size, image[b, c])
-                np.subtract(np.float32(1), view.transmittance, out=alpha[b, c])
-                if any(ctx.needs_input_grad):
-                    kept.append(view)
+        for b, c in np.ndindex(scenes, views):
+            view = _draw(inputs, b, c, size, image[b, c])
+            np.subtract(np.float32(1), view.transmittance, out=alpha[b, c])
+            if any(ctx.needs_input_grad):
+                kept.append(view)
         outputs = torch.from_numpy(image).to(means.dtype), torch.from_numpy(alpha).to(means.dtype)
         ctx.save_for_backward(*tensors, outputs[0])
         ctx.kept, ctx.size = kept, size
@@ -118,22 +136,22 @@ class _Rasterize(torch.autograd.Function):
         need = ctx.needs_input_grad
         grads = [np.zeros_like(a) for a in inputs[:7]]
         learned = features.shape[-1] if need[5] else 0
-        with _LOCK:
-            for (b, c), view in zip(np.ndindex(*poses.shape[:2]), ctx.kept):
-                pair_grads = np.zeros((len(view.members), _raster.MOMENTS + learned), np.float32)
-                first = _raster.first_pairs(view.boxes)
-                _raster.draw_backward(
-                    view.splats, features[b], view.start, view.members, view.boxes, first, numba.get_num_threads(),
-                    pixels[0][b, c], view.transmittance, pixels[1][b, c], pixels[2][b, c], pair_grads,
-                )  # fmt: skip
-                blocks = np.zeros((-(-means.shape[1] // BLOCK) if need[6] else 0, 12), np.float32)
-                project_backward(
-                    means[b], quats[b], scales[b], opacities[b, c], sh[b], poses[b, c], K[b, c], *ctx.size,
-                    first, pair_grads,
-                    *(g[b] for g in grads[:3]), grads[3][b, c], grads[4][b], grads[5][b], blocks,
-                )  # fmt: skip
-                total = blocks.sum(axis=0, dtype=np.float64)
-                grads[6][b, c, :3, :3], grads[6][b, c, :3, 3] = total[:9].reshape(3, 3), total[9:]
+        for (b, c), view in zip(np.ndindex(*poses.shape[:2]), ctx.kept):
+            first = _raster.first_pairs(view.boxes)
+            pair_grads = np.zeros((len(view.members), _raster.MOMENTS + learned), np.float32)
+            _share(
+                _raster.draw_backward, len(view.start) // 4, view.splats, features[b], view.start, view.members,
+                view.boxes, first, pixels[0][b, c], view.transmittance, pixels[1][b, c], pixels[2][b, c], pair_grads,
+            )  # fmt: skip
+            blocks = -(-means.shape[1] // BLOCK)
+            g_pose = np.zeros((blocks if need[6] else 0, 12), np.float32)
+            _share(
+                project_backward, blocks // 4, means[b], quats[b], scales[b], opacities[b, c], sh[b], poses[b, c],
+                K[b, c], *ctx.size, first, pair_grads, *(g[b] for g in grads[:3]), grads[3][b, c], grads[4][b],
+                grads[5][b], g_pose,
+            )  # fmt: skip
+            total = g_pose.sum(axis=0, dtype=np.float64)
+            grads[6][b, c, :3, :3], grads[6][b, c, :3, 3] = total[:9].reshape(3, 3), total[9:]
         out = [torch.from_numpy(g).to(t.dtype) if n else None for g, t, n in zip(grads, tensors, need)]
         return (*out, None, None)
 

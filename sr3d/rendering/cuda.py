@@ -32,7 +32,10 @@ def rasterize(
     height: int,
     antialias: bool,
 ) -> tuple[Float[Tensor, "b c h w channels"], Float[Tensor, "b c h w"]]:
-    """See `sr3d.rendering.reference.rasterize`; float32 only."""
+    """See `sr3d.rendering.reference.rasterize`; computes in float32, returns the dtype of `means`."""
+    dtype = means.dtype
+    means, quats, scales, opacities, sh = (t.float() for t in (means, quats, scales, opacities, sh))
+    world_to_cam, K, features = world_to_cam.float(), K.float(), None if features is None else features.float()
     images, alphas = [], []
     for b in range(means.shape[0]):
         image, alpha = _rasterize_scene(
@@ -50,7 +53,7 @@ def rasterize(
         )
         images.append(image)
         alphas.append(alpha)
-    return torch.stack(images), torch.stack(alphas)
+    return torch.stack(images).to(dtype), torch.stack(alphas).to(dtype)
 
 
 def _rasterize_scene(
