@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import no_type_check
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from sr3d.datasets.noise import FAST, hash4
 from sr3d.datasets.textures import texture_colour
@@ -211,15 +211,14 @@ def _shade(i, bodies, materials, textures, lights, ambient, images, px, py, pz, 
     )
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=FAST)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 @no_type_check
 def cast_images(
-    to_world, inverse_k, height, width, samples, seed, bodies, materials, textures, lights, ambient, images
+    part, parts, to_world, inverse_k, samples, seed, bodies, materials, textures, lights, ambient, images, out
 ):
-    """Colours of V views, each pixel the mean of `samples` jittered samples. [V, H, W, 3] float32"""
-    views = to_world.shape[0]
-    out = np.empty((views, height, width, 3), np.float32)
-    for job in prange(views * height):
+    """Every `parts`-th row of `out` [V, H, W, 3]: colours, each pixel the mean of `samples` jittered samples."""
+    views, height, width = out.shape[:3]
+    for job in range(part, views * height, parts):
         view, row = job // height, job % height
         pose, lens = to_world[view], inverse_k[view]
         ox, oy, oz = pose[0, 3], pose[1, 3], pose[2, 3]
@@ -257,19 +256,14 @@ def cast_images(
             out[view, row, column, 0] = red / samples
             out[view, row, column, 1] = green / samples
             out[view, row, column, 2] = blue / samples
-    return out
 
 
-@njit(cache=True, parallel=True, error_model="numpy", fastmath=FAST)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 @no_type_check
-def cast_geometry(to_world, inverse_k, height, width, bodies, materials, classes):
-    """At pixel centres of V views: z-depth [V, H, W], class [V, H, W], body number [V, H, W], normal [V, H, W, 3]."""
-    views = to_world.shape[0]
-    depths = np.empty((views, height, width), np.float64)
-    labels = np.empty((views, height, width), np.int64)
-    numbers = np.empty((views, height, width), np.int64)
-    normals = np.empty((views, height, width, 3), np.float32)
-    for job in prange(views * height):
+def cast_geometry(part, parts, to_world, inverse_k, bodies, materials, classes, depths, labels, numbers, normals):
+    """Every `parts`-th row at pixel centres: z-depth, class and body number [V, H, W], normal [V, H, W, 3]."""
+    views, height, width = depths.shape
+    for job in range(part, views * height, parts):
         view, row = job // height, job % height
         pose, lens = to_world[view], inverse_k[view]
         ox, oy, oz = pose[0, 3], pose[1, 3], pose[2, 3]
@@ -288,4 +282,3 @@ def cast_geometry(to_world, inverse_k, height, width, bodies, materials, classes
             normals[view, row, column, 0] = nx
             normals[view, row, column, 1] = ny
             normals[view, row, column, 2] = nz
-    return depths, labels, numbers, normals

@@ -29,6 +29,7 @@ from sr3d.datasets.raycast import (
 from sr3d.datasets.textures import glyphs, photographs
 from sr3d.errors import Sr3dError
 from sr3d.scene import Scene
+from sr3d.threads import share
 
 Kind = Literal["room", "table"]
 _PROBE = 32
@@ -111,11 +112,13 @@ class World:
             raise Sr3dError("sr3d.datasets.World.render", "samples", samples, "1 or more")
         to_world, lens = self._rays(cameras)
         fields, shares = glyphs()
-        images = cast_images(
+        shape = (len(to_world), cameras.height, cameras.width)
+        images = np.empty((*shape, 3), np.float32)
+        share(
+            cast_images,
+            shape[0] * shape[1],
             to_world,
             lens,
-            cameras.height,
-            cameras.width,
             samples,
             seed,
             self.bodies,
@@ -124,6 +127,7 @@ class World:
             self.lights,
             self.ambient,
             (photographs(), fields, shares),
+            images,
         )
         depths, labels, _, _ = self._geometry(cameras)
         return Scene(
@@ -230,7 +234,12 @@ class World:
     def _geometry(self, cameras: Cameras) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray, npt.NDArray]:
         """Depths, labels, body numbers and normals at pixel centres."""
         to_world, lens = self._rays(cameras)
-        return cast_geometry(to_world, lens, cameras.height, cameras.width, self.bodies, self.materials, self.classes)
+        shape = (len(to_world), cameras.height, cameras.width)
+        depths, normals = np.empty(shape), np.empty((*shape, 3), np.float32)
+        labels, numbers = np.empty(shape, np.int64), np.empty(shape, np.int64)
+        scene = (self.bodies, self.materials, self.classes)
+        share(cast_geometry, shape[0] * shape[1], to_world, lens, *scene, depths, labels, numbers, normals)
+        return depths, labels, numbers, normals
 
     def _rays(self, cameras: Cameras) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Float64 camera-to-world poses [V, 4, 4] and inverse intrinsics [V, 3, 3]; all cameras stand in free air."""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from sr3d.rendering import _raster
 from sr3d.rendering._project import BLOCK, TILE, project, project_backward
+from sr3d.threads import share
 
 
 def rasterize(
@@ -57,43 +54,16 @@ def _draw(inputs: list[np.ndarray], b: int, c: int, size: tuple[int, int, bool],
     n, across, down = means.shape[1], -(-width // TILE), -(-height // TILE)
     splats, boxes = np.empty((n, 16), np.float32), np.empty((n, 4), np.int16)
     view = means[b], quats[b], scales[b], opacities[b, c], sh[b], poses[b, c], K[b, c]
-    _share(project, n // 2048, *view, width, height, antialias, splats, boxes)
+    share(project, n // 2048, *view, width, height, antialias, splats, boxes)
     order = _raster.depth_order(boxes, splats.view(np.uint32))
     counts, bands = np.zeros(across * down, np.int64), min(torch.get_num_threads(), n // 4096, down)
-    _share(_raster.count_members, bands, boxes, across, down, counts)
+    share(_raster.count_members, bands, boxes, across, down, counts)
     start = np.append(0, np.cumsum(counts))
     members, fill = np.empty(start[-1], np.int32), start[:-1].copy()
-    _share(_raster.fill_members, bands, boxes, order, across, down, fill, members)
+    share(_raster.fill_members, bands, boxes, order, across, down, fill, members)
     transmittance = np.empty((height, width), np.float32)
-    _share(_raster.draw, len(counts) // 4, splats, features[b], start, members, image, transmittance)
+    share(_raster.draw, len(counts) // 4, splats, features[b], start, members, image, transmittance)
     return _View(splats, boxes, start, members, transmittance)
-
-
-@lru_cache(maxsize=1)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads of this process (a fork has none of its parent's)."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="sr3d-render")
-
-
-def _share(kernel: Callable[..., None], most: int, *arguments: Any) -> None:
-    """Run `kernel(part, parts, *arguments)` for every part, on as many threads as torch uses.
-
-    Plain threads and not Numba's `prange`: an OpenMP pool of its own would spin against torch's on the same cores,
-    and aborts in forked data-loading workers.
-
-    Args:
-        kernel: Compiled with `nogil`.
-        most: Largest sensible number of parts.
-        arguments: Passed on.
-    """
-    threads = torch.get_num_threads()
-    parts = max(1, min(4 * threads, most))
-    if threads == 1 or parts == 1:
-        kernel(0, 1, *arguments)
-        return
-    pool = _pool(os.getpid(), threads)
-    for future in [pool.submit(kernel, part, parts, *arguments) for part in range(parts)]:
-        future.result()
 
 
 class _Rasterize(torch.autograd.Function):
@@ -139,13 +109,13 @@ class _Rasterize(torch.autograd.Function):
         for (b, c), view in zip(np.ndindex(*poses.shape[:2]), ctx.kept):
             first = _raster.first_pairs(view.boxes)
             pair_grads = np.zeros((len(view.members), _raster.MOMENTS + learned), np.float32)
-            _share(
+            share(
                 _raster.draw_backward, len(view.start) // 4, view.splats, features[b], view.start, view.members,
                 view.boxes, first, pixels[0][b, c], view.transmittance, pixels[1][b, c], pixels[2][b, c], pair_grads,
             )  # fmt: skip
             blocks = -(-means.shape[1] // BLOCK)
             g_pose = np.zeros((blocks if need[6] else 0, 12), np.float32)
-            _share(
+            share(
                 project_backward, blocks // 4, means[b], quats[b], scales[b], opacities[b, c], sh[b], poses[b, c],
                 K[b, c], *ctx.size, first, pair_grads, *(g[b] for g in grads[:3]), grads[3][b, c], grads[4][b],
                 grads[5][b], g_pose,
