@@ -46,13 +46,13 @@ class Sight:
 
 def sample(
     maps: Float[Tensor, "b v c h w"], uv: Float[Tensor, "b v n 2"], mode: str = "bilinear"
-) -> Float[Tensor, "b v n c"]:
+) -> Float[Tensor, "b v c n"]:
     """Read image-aligned maps at positions in 0..1 (pixel centres at +0.5); the border value outside."""
     grid = (2 * uv - 1).flatten(0, 1)[:, None]
     out = torch.nn.functional.grid_sample(
         maps.flatten(0, 1), grid, mode=mode, padding_mode="border", align_corners=False
     )
-    return out[:, :, 0].transpose(1, 2).unflatten(0, uv.shape[:2])
+    return out[:, :, 0].unflatten(0, uv.shape[:2])
 
 
 def locate(
@@ -78,10 +78,10 @@ def locate(
     # Points behind a camera have meaningless pixels, possibly infinite: they read the frame's centre at weight 0.
     inside = (depth > 0) & (uv > 0).all(dim=-1) & (uv < 1).all(dim=-1)
     uv = torch.where(inside[..., None], uv, torch.full_like(uv, 0.5))
-    front = sample(surface[:, :, None], uv, mode="nearest")[..., 0]
+    front = sample(surface[:, :, None], uv, mode="nearest")[:, :, 0]
     behind = torch.where(front > 0, depth / front.clamp_min(1e-9) - 1, torch.zeros_like(depth))
     visible = (inside & (behind < config.occlusion_tolerance)).to(points.dtype)
-    difference = (sample(images, uv) - colors[:, None]).square().mean(dim=-1)
+    difference = (sample(images, uv) - colors.mT[:, None]).square().mean(dim=2)
     affinity = torch.exp(-difference / (2 * config.color_tolerance**2)) + 1e-3
     raw = affinity * (visible + 1e-4 * inside.to(points.dtype))
     weights = raw / raw.sum(dim=1, keepdim=True).clamp_min(1e-12)
@@ -95,6 +95,6 @@ def locate(
     )
 
 
-def fuse(values: Float[Tensor, "b v n c"], weights: Float[Tensor, "b v n"]) -> Float[Tensor, "b n c"]:
+def fuse(values: Float[Tensor, "b v c n"], weights: Float[Tensor, "b v n"]) -> Float[Tensor, "b c n"]:
     """Weighted sum over views."""
-    return torch.einsum("bvnc,bvn->bnc", values, weights)
+    return (values * weights[:, :, None]).sum(dim=1)

@@ -114,13 +114,13 @@ class SuperResolver(nn.Module):
                 fuse(fine, seen),
                 fuse(sample(low, sight.uv), sight.weights),
                 _describe(scaffold, sight, seen, views),
-                slots.expand(len(scaffold.means), -1, -1),
+                slots.T.expand(len(scaffold.means), -1, -1),
             ],
-            dim=-1,
-        )
+            dim=1,
+        ).mT
         assert scaffold.lod is not None
         away = scaffold.means[:, None] - views.cameras.positions[:, :, None]
-        towards = fuse(nn.functional.normalize(away, dim=-1), sight.weights)
+        towards = (away * (sight.weights / away.norm(dim=-1).clamp_min(1e-9))[..., None]).sum(dim=1)
         return self.head(features, scaffold, scaffold.lod.coarser, nn.functional.normalize(towards, dim=-1))
 
     def scaffold(self, coarse: Gaussians, images: Float[Tensor, "b v h w 3"], cameras: Cameras) -> Gaussians:
@@ -200,7 +200,7 @@ class SuperResolver(nn.Module):
         blurred = nn.functional.avg_pool2d(views.images.flatten(0, 1), f).unflatten(0, views.images.shape[:2])
         sight = locate(children.means, colors, views.cameras, views.surface, blurred, self.config.gather)
         if self.config.scaffold.recolor:
-            color = fuse(sample(views.images, sight.uv), sight.weights)
+            color = fuse(sample(views.images, sight.uv), sight.weights).mT
             seen = (sight.weights.sum(dim=1) > 0)[..., None]
             dc = torch.where(seen, rgb_to_sh(color)[..., 0, :], children.sh[..., 0, :])
             children = replace(children, sh=torch.cat([dc[..., None, :], children.sh[..., 1:, :]], dim=-2))
@@ -237,39 +237,29 @@ def _other_views(views: _Views) -> Float[Tensor, "b v 4 h w"]:
     uv = pixels / torch.tensor([w, h], dtype=points.dtype, device=points.device)
     inside = (depth > 0) & (uv > 0).all(dim=-1) & (uv < 1).all(dim=-1)
     uv = torch.where(inside[..., None], uv, torch.full_like(uv, 0.5))
-    front = sample(views.surface[:, :, None], uv, mode="nearest")[..., 0]
+    front = sample(views.surface[:, :, None], uv, mode="nearest")[:, :, 0]
     seen = inside & (front > 0) & ((depth / front.clamp_min(1e-9) - 1).abs() < 0.03)
     seen = seen.unflatten(-1, (v, h * w)) & ~torch.eye(v, dtype=torch.bool, device=uv.device)[None, :, :, None]
     seen = (seen & (views.surface.flatten(2) > 0)[:, None]).to(points.dtype)  # [b, from, to, h·w]
-    colors = sample(views.images, uv).unflatten(2, (v, h * w))
-    mean = (colors * seen[..., None]).sum(dim=1) / seen.sum(dim=1).clamp_min(1)[..., None]
-    any_seen = (seen.sum(dim=1) > 0).to(points.dtype)[..., None]
-    own = views.images.movedim(2, -1).flatten(2, 3)
-    share = seen.sum(dim=1)[..., None] / max(v - 1, 1)
-    return torch.cat([(mean - own) * any_seen, share], dim=-1).movedim(-1, 2).unflatten(-1, (h, w))
+    colors = sample(views.images, uv).unflatten(-1, (v, h * w)).movedim(3, 2)  # [b, from, to, 3, h·w]
+    count = seen.sum(dim=1)[:, :, None]
+    mean = (colors * seen[:, :, :, None]).sum(dim=1) / count.clamp_min(1)
+    difference = (mean - views.images.flatten(3)) * (count > 0)
+    return torch.cat([difference, count / max(v - 1, 1)], dim=2).unflatten(-1, (h, w))
 
 
-def _describe(scaffold: Gaussians, sight: Sight, seen: Tensor, views: _Views) -> Float[Tensor, "b n 14"]:
+def _describe(scaffold: Gaussians, sight: Sight, seen: Tensor, views: _Views) -> Float[Tensor, "b 14 n"]:
     """What is known of each child besides image features; nothing here depends on the world's frame or unit."""
     assert scaffold.lod is not None
     colors = sample(views.images, sight.uv)
-    own = (0.5 + SH_C0 * scaffold.sh[..., 0, :]).clamp(0, 1)
+    own = (0.5 + SH_C0 * scaffold.sh[..., 0, :]).clamp(0, 1).mT
     opacity = torch.logit(scaffold.opacities.clamp(1e-3, 1 - 1e-3))
-    size = torch.log((scaffold.scales / scaffold.lod.native[..., None]).clamp(1e-3, 1e3))
+    size = torch.log((scaffold.scales.prod(dim=-1) / scaffold.lod.native**3).clamp(1e-9, 1e9)) / 3
     footprint = views.cameras.footprint(sight.depth.clamp_min(1e-9)) / scaffold.lod.native[:, None]
     zoom = (torch.log(footprint.clamp(1e-3, 1e3)) * sight.weights).sum(dim=1)
+    numbers = [sight.visible.mean(dim=1), (sight.behind * seen).sum(dim=1), opacity / 4, size, zoom]
     return torch.cat(
-        [
-            fuse(colors, sight.weights) - own,
-            fuse(colors, seen) - own,
-            own,
-            sight.visible.mean(dim=1)[..., None],
-            (sight.behind * seen).sum(dim=1)[..., None],
-            opacity[..., None] / 4,
-            size.mean(dim=-1, keepdim=True),
-            zoom[..., None],
-        ],
-        dim=-1,
+        [fuse(colors, sight.weights) - own, fuse(colors, seen) - own, own, torch.stack(numbers, dim=1)], dim=1
     )
 
 

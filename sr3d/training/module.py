@@ -32,7 +32,7 @@ class SuperResolverModule(lightning.LightningModule):
         learning_rate: Peak of the schedule (AdamW).
         warmup_steps: Linear warm-up, then cosine to 2 % of the peak at the trainer's last step.
         weight_decay: Of AdamW.
-        context_loss: Weight of the loss on the input views at full resolution, beside the views between them.
+        context_loss: Weight of the squared error on the input views at full resolution, beside the views between them.
         seed: Of the initial weights and of the choice between sources.
     """
 
@@ -71,7 +71,7 @@ class SuperResolverModule(lightning.LightningModule):
         total = losses["loss"]
         if self.context_loss:
             again = render(fine, batch.high.posed(), lod=False)
-            total = total + self.context_loss * image_losses(again.rgb, batch.high.images, self.loss)["loss"]
+            total = total + self.context_loss * (again.rgb - batch.high.images).square().mean()
         size = len(batch.target.images)
         self.log("train/loss", total, prog_bar=True, batch_size=size)
         self.log_dict({f"train/{k}": v for k, v in losses.items() if k != "loss"}, batch_size=size)
