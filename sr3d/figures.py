@@ -55,7 +55,7 @@ def depth_range(depth: Float[Tensor, "h w"]) -> tuple[float, float]:
 
 
 def depth_map(depth: Float[Tensor, "h w"], limits: tuple[float, float]) -> Float[Tensor, "h w 3"]:
-    """Inverse depth between two limits, near yellow and far dark (cividis); grey where depth is 0.
+    """Inverse depth between two limits, near yellow and far violet (viridis); grey where depth is 0.
 
     Args:
         depth: z-depth, world units.
@@ -63,7 +63,7 @@ def depth_map(depth: Float[Tensor, "h w"], limits: tuple[float, float]) -> Float
     """
     low, high = limits
     inverse = 1 / depth.clamp_min(1e-9)
-    colors = _colored((inverse - low) / max(high - low, 1e-9), "cividis")
+    colors = _colored((inverse - low) / max(high - low, 1e-9), "viridis")
     return torch.where((depth > 0)[..., None], colors, torch.full_like(colors, 0.5))
 
 

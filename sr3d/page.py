@@ -101,14 +101,14 @@ a:hover { text-decoration: underline; }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 .note { color: var(--soft); font-size: 14px; margin: 10px 0 0; }
 .legend { color: var(--soft); font-size: 14px; margin: 14px 0 0; padding: 0; list-style: none; }
-.legend b { color: var(--text); display: inline-block; min-width: 88px; }
+.legend b { color: var(--text); display: inline-block; min-width: 96px; }
 table.numbers { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 15px; }
 .numbers th, .numbers td { padding: 8px 12px; border-bottom: 1px solid var(--line); white-space: nowrap;
   text-align: right; }
 .numbers thead th { color: var(--soft); font-weight: 500; font-size: 13px; }
 .numbers thead th[colspan] { text-align: center; }
 .numbers tbody th, .numbers thead th:first-child { text-align: left; font-weight: 600; }
-.numbers thead tr + tr th:first-child { text-align: right; }
+.numbers thead tr + tr th:first-child { text-align: right; font-weight: 500; }
 .numbers tbody tr:last-child > * { border-bottom: 0; }
 .gain { font-weight: 650; }
 .win { color: var(--win); background: var(--win-bg); }

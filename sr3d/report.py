@@ -185,11 +185,10 @@ def render_html(report: Report, folder: Path) -> str:
 
 
 def _headline(report: Report) -> str:
-    minutes, total = report.seconds.get("training", 0) / 60, sum(report.seconds.values()) / 60
     lead = (
-        "Two low-resolution views in, 4× finer Gaussians out, by one pass of a network that was trained for "
-        f"{minutes:.0f} minutes on procedural scenes just now. Everything below took {total:.0f} minutes on this "
-        "machine."
+        "Two low-resolution views in, 4× finer Gaussians out, by one pass of a network that was trained on procedural "
+        f"places just now, in {_duration(report.seconds.get('training', 0))}. Everything below took "
+        f"{_duration(sum(report.seconds.values()))} on this machine."
     )
     heads = "".join(f"<th>{m}</th>" for m in METHODS)
     head = (
@@ -206,6 +205,10 @@ def _headline(report: Report) -> str:
     )
     title = "Views that were not given: PSNR, and gain over bicubic enlargement"
     return f"<header><h1>sr3d demo</h1><p class=lead>{lead}</p></header>" + page.card(title, body)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.1f} minutes"
 
 
 def _headline_row(experiment: Experiment) -> str:
@@ -252,7 +255,7 @@ def _comparison(c: Comparison) -> str:
         _tiles([_nearest(p, 4) for p in crops], "detail", pixelated=True),
         _label("error", f"mean absolute difference; black 0, white {figures.ERROR_RANGE} and more"),
         _tiles(errors, "error"),
-        _label("depth", "near yellow, far blue, unknown grey; one scale for the row"),
+        _label("depth", "near yellow, far violet, unknown grey; one scale for the row"),
         _tiles(colored, "depth"),
     ]
     note = f"{100 * float(c.covered.float().mean()):.0f} % of this view is seen by an input."
