@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from sr3d import figures
@@ -116,7 +117,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Report:
         title = f"Held-out procedural places, {_SOURCE_WORDS[source]}"
         with _stage(f"evaluation {key}", title.lower(), report, console):
             batches = test_batches(config, trained.network.config.factor)
-            report.experiments.append(experiment(trained.network, key, title, batches, source, config.shown))
+            report.experiments.append(experiment(trained.network, key, title, batches, source, config.shown, console))
     if capture is None:
         report.missing = {k: "no capture was given (make demo SCENE=path)" for k in ("real", "real_depth")}
     else:
@@ -243,15 +244,22 @@ def evaluate_capture(
         title = f"Real capture {capture.scene.name}, {_SOURCE_WORDS[source]}"
         with _stage(f"evaluation {key}", title, report, console):
             batches = list(capture_batches(capture, config.capture))
-            report.experiments.append(experiment(network, key, title, batches, source, config.shown))
+            report.experiments.append(experiment(network, key, title, batches, source, config.shown, console))
 
 
 def experiment(
-    network: SuperResolver, key: str, title: str, batches: Sequence[Batch], source: Source, shown: int
+    network: SuperResolver,
+    key: str,
+    title: str,
+    batches: Sequence[Batch],
+    source: Source,
+    shown: int,
+    console: Console,
 ) -> Experiment:
     """Scores of all methods on all batches, and the middle target view of the first few."""
     coarse = CoarseConfig(source=source)
-    result = evaluate(network, batches, coarse).as_dict()
+    bar = track(batches, description="scenes", console=console, transient=True)
+    result = evaluate(network, bar, coarse).as_dict()
     comparisons = [compare(draw_methods(network, batch, coarse)) for batch in batches[:shown]]
     return Experiment(key=key, title=title, result=result, comparisons=comparisons)
 
