@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sr3d.gaussians import Gaussians, quat_multiply, quat_to_matrix
+from sr3d.rendering.sh import SH_C0
 
 
 @dataclass(kw_only=True)
@@ -21,6 +22,7 @@ class HeadConfig:
         ray_bound: Largest offset along the viewing ray, in parent footprints.
         scale_bound: Largest change of a log-scale.
         angle_bound: Largest rotation, radians.
+        color_bound: Largest change of a colour, 0..1: inputs unlike any in training must not paint blobs.
     """
 
     width: int = 64
@@ -28,6 +30,7 @@ class HeadConfig:
     ray_bound: float = 4.0
     scale_bound: float = 1.5
     angle_bound: float = 0.5
+    color_bound: float = 0.3
 
 
 class OffsetHead(nn.Module):
@@ -74,7 +77,7 @@ class OffsetHead(nn.Module):
             quats=quat_multiply(scaffold.quats, _small_rotation(c.angle_bound * torch.tanh(turn))),
             scales=scaffold.scales * torch.exp(c.scale_bound * torch.tanh(scale)),
             opacities=_shift_logit(scaffold.opacities, opacity[..., 0]),
-            sh=scaffold.sh + sh.unflatten(-1, (-1, 3)),
+            sh=scaffold.sh + c.color_bound / SH_C0 * torch.tanh(sh).unflatten(-1, (-1, 3)),
         )
 
 

@@ -244,7 +244,8 @@ def _other_views(views: _Views) -> Float[Tensor, "b v 4 h w"]:
     colors = sample(views.images, uv).unflatten(-1, (v, h * w)).movedim(3, 2)  # [b, from, to, 3, h·w]
     count = seen.sum(dim=1)[:, :, None]
     mean = (colors * seen[:, :, :, None]).sum(dim=1) / count.clamp_min(1)
-    difference = (mean - views.images.flatten(3)) * (count > 0)
+    # Where depth is wrong the views show different things: beyond a point, how different does not matter.
+    difference = 0.2 * torch.tanh((mean - views.images.flatten(3)) / 0.2) * (count > 0)
     return torch.cat([difference, count / max(v - 1, 1)], dim=2).unflatten(-1, (h, w))
 
 

@@ -17,6 +17,7 @@ from sr3d.gaussians import Gaussians
 from sr3d.models.checkpoint import CONFIG_KEY
 from sr3d.models.resolver import SuperResolver, SuperResolverConfig
 from sr3d.rendering import render
+from sr3d.training.augment import AugmentConfig, augment
 from sr3d.training.evaluate import draw_methods, with_source
 from sr3d.training.losses import LossConfig, image_losses
 
@@ -29,6 +30,7 @@ class SuperResolverModule(lightning.LightningModule):
         coarse: Coarse stage, without training.
         sources: Where coarse depth comes from; each training step draws one of them.
         loss: Weights.
+        augmentation: Of training batches.
         learning_rate: Peak of the schedule (AdamW).
         warmup_steps: Linear warm-up, then cosine to 2 % of the peak at the trainer's last step.
         weight_decay: Of AdamW.
@@ -42,6 +44,7 @@ class SuperResolverModule(lightning.LightningModule):
         coarse: CoarseConfig,
         sources: list[Literal["depth", "sweep"]],
         loss: LossConfig,
+        augmentation: AugmentConfig,
         learning_rate: float = 1e-3,
         warmup_steps: int = 50,
         weight_decay: float = 1e-4,
@@ -52,7 +55,7 @@ class SuperResolverModule(lightning.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = SuperResolver(network)
-        self.coarse, self.sources, self.loss = coarse, sources, loss
+        self.coarse, self.sources, self.loss, self.augmentation = coarse, sources, loss, augmentation
         self.learning_rate, self.warmup_steps, self.weight_decay = learning_rate, warmup_steps, weight_decay
         self.context_loss, self.seed = context_loss, seed
 
@@ -63,8 +66,10 @@ class SuperResolverModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        # Drawn from (seed, step): a resumed run makes the same choices.
-        source = random.Random(f"{self.seed}-{self.global_step}").choice(self.sources)
+        # Drawn from (seed, step, rank): a resumed run makes the same choices.
+        draw = random.Random(f"{self.seed}-{self.global_step}-{self.global_rank}")
+        source = draw.choice(self.sources)
+        batch = augment(batch, self.augmentation, torch.Generator().manual_seed(draw.getrandbits(62)))
         fine = self.fine(batch, source)
         drawn = render(fine, batch.target.posed(), lod=False)
         losses = image_losses(drawn.rgb, batch.target.images, self.loss)
