@@ -28,6 +28,12 @@ def image_uri(image: Float[Tensor, "h w 3"], quality: int = 88) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def thumbnail(image: Float[Tensor, "h w 3"], longest: int = 400) -> Float[Tensor, "th tw 3"]:
+    """An image averaged down by a whole number until its longer side is at most `longest` pixels."""
+    shrink = -(-max(image.shape[:2]) // longest)
+    return torch.nn.functional.avg_pool2d(image.movedim(-1, 0), shrink).movedim(0, -1)
+
+
 def file_uri(path: str | Path, kind: str) -> str:
     """The content of a file as a data URI of media type `kind`.
 
@@ -125,7 +131,7 @@ def curves_svg(curves: dict[str, list[tuple[float, float]]]) -> str:
                     right.plot(*zip(*points), line, color=color, label=f"{method}, {source}", marker=".")
         right.set(xlabel="step", ylabel="PSNR on covered pixels, dB", title="validation")
         if right.has_data():
-            right.legend(frameon=False)
+            right.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         for axis in (left, right):
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_facecolor("none")

@@ -65,13 +65,13 @@ def flat(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def number(value: object) -> str:
-    """Text of a value: three significant decimals for fractions, separators for counts, a dash for nothing."""
+    """Text of a value: two decimals or three digits for fractions, separators for counts, a dash for nothing."""
     if value is None:
         return "–"
-    if isinstance(value, float):
+    if isinstance(value, float) and not value.is_integer():
         return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
-    if isinstance(value, int):
-        return f"{value:,}"
+    if isinstance(value, int | float):
+        return f"{value:,.0f}"
     if isinstance(value, list | tuple):
         return ", ".join(number(v) for v in value)
     if isinstance(value, dict):
@@ -121,6 +121,7 @@ table.numbers { border-collapse: collapse; width: 100%; font-variant-numeric: ta
   font-size: 13px; line-height: 1.35; max-width: 240px; }
 .grid .label span { display: block; color: var(--soft); font-size: 12px; }
 .pixelated { image-rendering: pixelated; }
+.scroll .wide { min-width: 720px; }
 .wide, video { width: 100%; border-radius: 6px; display: block; margin: 0 0 12px; }
 video { max-width: 720px; }
 .curves svg { width: 100%; height: auto; }
@@ -141,6 +142,7 @@ pre { overflow-x: auto; font-size: 12.5px; line-height: 1.45; background: var(--
   .lead { font-size: 16px; }
   .legend li { margin-bottom: 4px; }
   .numbers th, .numbers td { padding: 7px 8px; font-size: 14px; }
+  .numbers tbody th { white-space: normal; min-width: 96px; font-size: 13px; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: 8px; }
 }

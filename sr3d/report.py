@@ -252,7 +252,7 @@ def _comparison(c: Comparison) -> str:
     rows = [
         "".join(f"<div class=head>{h}</div>" for h in heads),
         _tiles(pictures, "image"),
-        _tiles([_nearest(p, 4) for p in crops], "detail", pixelated=True),
+        _tiles([_nearest(p, max(1, 256 // size)) for p in crops], "detail", pixelated=True),
         _label("error", f"mean absolute difference; black 0, white {figures.ERROR_RANGE} and more"),
         _tiles(errors, "error"),
         _label("depth", "near yellow, far violet, unknown grey; one scale for the row"),
@@ -276,14 +276,16 @@ def _nearest(image: Tensor, scale: int) -> Tensor:
 
 def _tiles(images: Sequence[Tensor | None], label: str, pixelated: bool = False) -> str:
     kind = f'{"class=pixelated " if pixelated else ""}loading=lazy alt="{label}" title="{label}"'
-    return "".join("<div></div>" if i is None else f'<img {kind} src="{figures.image_uri(i)}">' for i in images)
+    uris = [None if i is None else figures.image_uri(figures.thumbnail(i)) for i in images]
+    return "".join("<div></div>" if uri is None else f'<img {kind} src="{uri}">' for uri in uris)
 
 
 def _zoom(zoom: ZoomShown, folder: Path) -> str:
     sheet = video = ""
     if zoom.sheet is not None:
         kind = "image/png" if zoom.sheet.suffix == ".png" else "image/jpeg"
-        sheet = f'<img class=wide alt="contact sheet" src="{figures.file_uri(zoom.sheet, kind)}">'
+        uri = figures.file_uri(zoom.sheet, kind)
+        sheet = f'<div class=scroll><img class=wide alt="contact sheet" src="{uri}"></div>'
     if zoom.video is not None and zoom.video.stat().st_size < _VIDEO_LIMIT:
         video = f'<video controls muted loop playsinline src="{figures.file_uri(zoom.video, "video/mp4")}"></video>'
     elif zoom.video is not None:
