@@ -187,8 +187,8 @@ def render_html(report: Report, folder: Path) -> str:
 def _headline(report: Report) -> str:
     lead = (
         "Two low-resolution views in, 4× finer Gaussians out, by one pass of a network that was trained on procedural "
-        f"places just now, in {_duration(report.seconds.get('training', 0))}. Everything below took "
-        f"{_duration(sum(report.seconds.values()))} on this machine."
+        f"places just now, in {_duration(report.seconds.get('training', 0.0))}. Everything below took "
+        f"{_duration(sum(report.seconds.values(), 0.0))} on this machine."
     )
     heads = "".join(f"<th>{m}</th>" for m in METHODS)
     head = (
