@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SCENE ?=
+# Idle OpenMP threads sleep instead of spinning: without it a second busy process makes torch ten times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: setup test lint types bench demo clean
 .DEFAULT_GOAL := test

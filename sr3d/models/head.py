@@ -26,8 +26,8 @@ class HeadConfig:
     """
 
     width: int = 64
-    position_bound: float = 0.5
-    ray_bound: float = 4.0
+    position_bound: float = 0.0625
+    ray_bound: float = 2.0
     scale_bound: float = 1.5
     angle_bound: float = 0.5
     color_bound: float = 0.3

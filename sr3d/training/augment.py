@@ -18,6 +18,8 @@ class AugmentConfig:
 
     Attributes:
         depth_noise: Standard deviation of a smooth relative error of the given depth, a fraction.
+        depth_edges: Probability, for each input view, that its given depth does not line up with its colours: moved by
+            one pixel, with the foreground grown by one, as depth cameras do.
         gain: Largest change of brightness as a power of 2, the same in all views of a clip; bright parts saturate, as
             in photographs.
         tint: Largest change of a single channel's brightness as a power of 2.
@@ -26,6 +28,7 @@ class AugmentConfig:
     """
 
     depth_noise: float = 0.0
+    depth_edges: float = 0.0
     gain: float = 0.0
     tint: float = 0.0
     exposure: float = 0.0
@@ -49,6 +52,11 @@ def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
     if config.noise:
         noise = config.noise * torch.randn(context.images.shape, generator=generator)
         context = replace(context, images=(context.images + noise.to(context.images)).clamp(0, 1))
+    if config.depth_edges and context.depths is not None:
+        wrong = torch.rand(context.depths.shape[:2], generator=generator) < config.depth_edges
+        shifts = torch.randint(-1, 2, (2,), generator=generator).tolist()
+        moved = _misaligned(context.depths, shifts)
+        context = replace(context, depths=torch.where(wrong[..., None, None].to(moved.device), moved, context.depths))
     if config.depth_noise and context.depths is not None:
         error = 1 + config.depth_noise * _smooth_noise(context.depths, generator)
         context = replace(context, depths=context.depths * error)
@@ -62,6 +70,16 @@ def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def _brightened(scene: Scene, factor: Tensor) -> Scene:
     return replace(scene, images=(scene.images * factor.to(scene.images)).clamp(0, 1))
+
+
+def _misaligned(depths: Float[Tensor, "b v h w"], shifts: list[int]) -> Float[Tensor, "b v h w"]:
+    """Moved by (rows, columns) of −1..1, foreground grown by a pixel; unknown depth (0) is never foreground."""
+    far = torch.where(depths > 0, depths, torch.inf)
+    grown = -torch.nn.functional.max_pool2d(-far, 3, stride=1, padding=1)
+    padded = torch.nn.functional.pad(grown, (1, 1, 1, 1), mode="replicate")
+    h, w = depths.shape[-2:]
+    moved = padded[..., 1 + shifts[0] : 1 + shifts[0] + h, 1 + shifts[1] : 1 + shifts[1] + w]
+    return torch.where(torch.isfinite(moved), moved, torch.zeros_like(moved))
 
 
 def _smooth_noise(

@@ -59,3 +59,15 @@ def test_noise_is_in_the_inputs_only_and_follows_the_seed() -> None:
     assert torch.equal(a.context.images, b.context.images) and not torch.equal(a.context.images, c.context.images)
     assert 0.015 < a.context.images.std() < 0.025
     assert a.high.images.std() == 0
+
+
+def test_misaligned_depth_grows_the_foreground_and_knows_no_new_depths() -> None:
+    before = batch()
+    depths = torch.full((1, 2, 24, 24), 4.0)
+    depths[..., 8:14, 8:14] = 1.0
+    depths[..., :3, :3] = 0.0
+    before = replace(before, context=replace(before.context, depths=depths))
+    after = augment(before, AugmentConfig(depth_edges=1.0), torch.Generator().manual_seed(1)).context.depths
+    assert set(after.unique().tolist()) <= {0.0, 1.0, 4.0}
+    assert (after == 1).sum() == 2 * 8 * 8
+    assert torch.equal(augment(before, AugmentConfig(depth_edges=0.0), torch.Generator()).context.depths, depths)
