@@ -366,9 +366,9 @@ def protocol_words(config: DemoConfig, capture: Capture | None, factor: int) -> 
 
 def print_summary(report: Report, page: Path, console: Console) -> None:
     """The headline table, and where the page is."""
-    table = Table(title="PSNR on covered pixels, dB", title_justify="left")
+    table = Table(title="PSNR on covered pixels, dB; gain there and on the whole image", title_justify="left")
     table.add_column("target views", no_wrap=True)
-    for head in (*METHODS, "gain", "gain whole"):
+    for head in (*METHODS, "gain", "whole"):
         table.add_column(head, justify="right", no_wrap=True)
     for e in report.experiments:
         scores = [f"{e.result[m]['psnr_covered']:.2f}" for m in METHODS]
