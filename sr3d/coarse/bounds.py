@@ -24,7 +24,7 @@ class Search:
     Attributes:
         low: Smallest inverse depth, 1 / world units, > 0.
         high: Largest inverse depth.
-        sources: Other views, the most useful first.
+        sources: Other views, by rising baseline.
     """
 
     low: float
@@ -42,7 +42,7 @@ class PixelMap:
     A: npt.NDArray[np.float64]
     b: npt.NDArray[np.float64]
 
-    def __call__(self, pixels: npt.NDArray, q: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
+    def __call__(self, pixels: npt.NDArray, q: npt.NDArray | float) -> tuple[npt.NDArray, npt.NDArray]:
         """Pixels [..., 2] and q [...] to pixels of the other view [..., 2] and z there / z here [...]."""
         p = pixels @ self.A[:, :2].T + self.A[:, 2] + np.asarray(q)[..., None] * self.b
         return p[..., :2] / np.maximum(p[..., 2:], 1e-9), p[..., 2]
@@ -89,7 +89,10 @@ def search(scene: Scene, maps: list[list[PixelMap]], view: int, sources: int) ->
             found.append((baseline / overlap, j, low, high))
     if not found:
         raise Sr3dError(scene.name, f"view {view}", "no other view with parallax and overlap", "two views of one place")
-    chosen = sorted(found)[:sources]
+    # Near views are least occluded, far ones tell depths best apart: some of each.
+    found.sort()
+    steps = np.linspace(0, len(found) - 1, min(len(found), sources))
+    chosen = [found[k] for k in np.rint(steps).astype(int)]
     points = _point_interval(scene, view)
     low, high = points or (min(c[2] for c in chosen), min(c[3] for c in chosen))
     return Search(low=low, high=high, sources=[c[1] for c in chosen])

@@ -15,7 +15,7 @@ class SweepConfig:
     Attributes:
         step: Largest distance of neighbouring planes, in pixels of parallax.
         max_planes: Upper bound of their number.
-        sources: Views compared with every view: the nearest ones that see the same place.
+        sources: Views compared with every view: from the nearest to the farthest one that sees the same place.
         window: Side of the square matching window, pixels, odd.
         support: Colour difference, in [0, 1], at which a pixel of the window loses its say.
         balance: Weight of correlation (ZNCC) in the matching cost; the rest is absolute difference.
@@ -35,15 +35,15 @@ class SweepConfig:
     max_planes: int = 192
     sources: int = 4
     window: int = 3
-    support: float = 0.2
-    balance: float = 0.25
-    truncation: float = 0.1
+    support: float = 0.4
+    balance: float = 0.5
+    truncation: float = 0.15
     noise: float = 2e-4
     unseen: float = 0.05
     small_jump: float = 0.05
     large_jump: float = 0.3
-    edge: float = 0.2
-    max_reprojection: float = 0.5
+    edge: float = 0.4
+    max_reprojection: float = 0.75
     speck: int = 12
     smoothing: int = 2
     tolerance: float = 0.15

@@ -13,6 +13,7 @@ from sr3d.errors import Sr3dError
 from sr3d.scene import Scene
 
 FILLED = 0.25  # confidence of a pixel whose depth was taken over from its neighbours
+LOST = 0.1  # share of confirmed pixels under which stereo is taken as it is
 
 
 def estimate_depth(scene: Scene, config: CoarseConfig) -> tuple[Float[Tensor, "v h w"], Float[Tensor, "v h w"]]:
@@ -24,19 +25,23 @@ def estimate_depth(scene: Scene, config: CoarseConfig) -> tuple[Float[Tensor, "v
 
     Returns:
         z-depth in world units, 0 where nothing is known [V, H, W], and confidence: 1 given or measured, 0.25 filled
-        in from neighbours of similar colour, 0 unknown [V, H, W].
+        in from neighbours of similar colour (or, in a view that hardly any other confirms, measured without
+        confirmation), 0 unknown [V, H, W].
 
     Raises:
         Sr3dError: No poses; source "depth" and the scene has none.
     """
     if config.source == "sweep":
-        depth, agree = sweep_depth(scene, config.sweep)
-        measured = depth * agree
+        swept, agree = sweep_depth(scene, config.sweep)
+        # Filling a whole view from a few islands is worse than what stereo found without confirmation.
+        lost = agree.mean(dim=(1, 2), keepdim=True) < LOST
+        measured = swept * agree
+        depth = torch.where(lost, swept, fill_holes(measured, scene.images))
     elif config.source == "depth":
         measured = _given(scene)
+        depth = fill_holes(measured, scene.images)
     else:
         raise Sr3dError("sr3d.coarse.estimate_depth", "source", repr(config.source), "'depth' or 'sweep'")
-    depth = fill_holes(measured, scene.images)
     return depth, torch.where(measured > 0, 1.0, torch.where(depth > 0, FILLED, 0.0)).to(depth)
 
 
