@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import lightning
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import WandbLogger
@@ -16,13 +18,15 @@ def main(args: list[str] | None = None) -> lightning.Trainer:
     Returns:
         The trainer; `trainer.checkpoint_callback.last_model_path` is the checkpoint of a `fit`.
     """
-    cli = LightningCLI(
-        SuperResolverModule,
-        ClipDataModule,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        args=args,
-    )
+    before = sys.argv
+    try:
+        # LightningCLI warns when it is given arguments in a process that has some of its own.
+        sys.argv = before if args is None else [before[0], *args]
+        cli = LightningCLI(
+            SuperResolverModule, ClipDataModule, seed_everything_default=0, save_config_kwargs={"overwrite": True}
+        )
+    finally:
+        sys.argv = before
     trainer: lightning.Trainer = cli.trainer
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
