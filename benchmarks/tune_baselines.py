@@ -3,7 +3,7 @@
 Training worlds only (the test seeds start at 10,000). Two input views, one target view between them at four times the
 resolution; PSNR over pixels that the coarse scene covers (alpha > 0.8), one mask for all settings.
 
-    python benchmarks/tune_baselines.py                     # all of it: about a quarter of an hour on two cores
+    python benchmarks/tune_baselines.py                     # all of it: about forty minutes on one busy core
     python benchmarks/tune_baselines.py --seeds 2 --sizes 48
 """
 
