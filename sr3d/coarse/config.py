@@ -73,7 +73,7 @@ class CoarseConfig:
     thickness: float = 0.1
     opacity: float = 0.99
     max_stretch: float = 3.0
-    upsampled_sigma: float = 0.3
+    upsampled_sigma: float = 0.25
     upsampled_opacity: float = 0.99
     enlargement: DepthEnlargement = "edge"
     sweep: SweepConfig = field(default_factory=SweepConfig)

@@ -28,7 +28,8 @@ class ScaffoldConfig:
         grid: In-plane: children per side; `grid`² children for each parent. They fill the pixel that made the parent,
             whatever the parent's own scales are.
         shrink: In-plane: child scale in units of the parent's / `grid`. At 1 the children are the parents' lattice made
-            `grid` times finer, so opacity needs no compensation.
+            `grid` times finer, so opacity needs no compensation; a little less is sharper, because the renderer's
+            low-pass widens what is a pixel or smaller.
         max_stretch: In-plane: largest stretch of the grid down a slope seen at a grazing angle.
         recolor: Take the children's colour from the upsampled views that they are visible in, instead of the parent's.
     """
@@ -37,7 +38,7 @@ class ScaffoldConfig:
     beta: float = 0.5
     axis_shrink: float = 4.0
     grid: int = 4
-    shrink: float = 1.0
+    shrink: float = 0.7
     max_stretch: float = 3.0
     recolor: bool = True
 

@@ -25,6 +25,7 @@ _WINDOW = 1  # half side, in pixels, of the window that gives the target's depth
 _SOLID = 0.5  # alpha from which a pixel shows a surface
 _REACH = 3.0  # standard deviations to which a Gaussian is drawn
 _NEAR = 0.01
+_COVER = 0.8  # least in-plane standard deviation of a new level, in its own pixels
 _SAMPLES = 2  # per side of a pixel, of the drawings that the network refines
 
 
@@ -203,11 +204,23 @@ def _refine(forest: Gaussians, parents: Tensor, views: Scene, network: SuperReso
     if not fresh.any():
         return forest
     # Parents that were split before take part: they hide what is behind them.
-    children = network.upscale(forest.index(parents), views, network.config.factor)
+    children = _covering(network.upscale(forest.index(parents), views, network.config.factor))
     n = len(children) // len(parents)
     children = children.index(fresh.repeat_interleave(n))
     finer = lod.finer.index_copy(0, parents[fresh], _lod(children).native[::n])
     return Gaussians.cat([replace(forest, lod=replace(lod, finer=finer)), children])
+
+
+def _covering(children: Gaussians) -> Gaussians:
+    """Children at least `_COVER` pixels wide in their plane.
+
+    A network learns Gaussians that are sharp at their own magnification, where the renderer's low-pass closes the gaps
+    between them. A zoom goes on from there: what is thinner falls apart into a lattice with holes.
+    """
+    scales = children.scales
+    wide = torch.maximum(scales, _COVER * _lod(children).native[..., None])
+    thin = scales.argmin(dim=-1, keepdim=True)
+    return replace(children, scales=wide.scatter(-1, thin, scales.gather(-1, thin)))
 
 
 def _check_size(level: int, parents: int, children: int, limit: int) -> None:

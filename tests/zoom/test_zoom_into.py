@@ -167,3 +167,20 @@ def test_budget_is_checked_before_any_level_is_made(table, target, doubler):
     with pytest.raises(Sr3dError, match=r"level 1 needs 4,608 Gaussians \(1,152 parents, 4 children each\).*4,000"):
         zoom_into(table, target, 4, network=doubler, max_gaussians=4000, on_level=levels.append)
     assert not levels
+
+
+def test_sharp_predictions_do_not_fall_apart_when_the_zoom_goes_on(table, doubler):
+    """A network that shrinks its Gaussians to a fifth leaves a lattice; the zoom keeps its levels closed."""
+    first, center = table.cameras.index([0]), (12.0, 12.0)
+    with torch.no_grad():
+        scale_rows = slice(4, 7)  # after offset (3) and slide (1)
+        doubler.head.out.bias[scale_rows] = -5.0
+    try:
+        forest = zoom_into(table, center, 2, network=doubler)
+        bare = doubler.upscale(coarse_gaussians(table, CoarseConfig()), table, 2)
+    finally:
+        with torch.no_grad():
+            doubler.head.out.bias[scale_rows] = 0.0
+    closer = first.zoomed(6.0, center)
+    assert (render(bare, closer, lod=False).alpha > 0.8).float().mean() < 0.5
+    assert (render(forest, closer).alpha > 0.8).float().mean() > 0.97
