@@ -1,4 +1,8 @@
-"""Augmentation: what procedural worlds lack and real captures have."""
+"""Augmentation: what procedural worlds lack and real captures have.
+
+Every batch is to be changed: a network that also sees clean ones learns to tell them apart, sharpens those without
+restraint, and takes photographs and drawings for clean ones.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,6 @@ class AugmentConfig:
     """Strengths; 0 turns a part off.
 
     Attributes:
-        probability: Share of batches that are changed at all.
         depth_noise: Standard deviation of a smooth relative error of the given depth, a fraction.
         depth_edges: Probability, for each input view, that its given depth does not line up with its colours: moved by
             one pixel, with the foreground grown by one, as depth cameras do.
@@ -28,7 +31,6 @@ class AugmentConfig:
         noise: Standard deviation of sensor noise in the input views, colours in 0..1.
     """
 
-    probability: float = 1.0
     depth_noise: float = 0.0
     depth_edges: float = 0.0
     gain: float = 0.0
@@ -45,8 +47,6 @@ def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
         config: Strengths.
         generator: Of all random draws, on the CPU.
     """
-    if float(torch.rand((), generator=generator)) >= config.probability:
-        return batch
     scenes = len(batch.context.images)
     brightness = config.gain * _uniform((scenes, 1, 1, 1, 1), generator)
     color = torch.exp2(brightness + config.tint * _uniform((scenes, 1, 1, 1, 3), generator))
