@@ -70,7 +70,7 @@ def test_two_real_steps(config: Path, tmp_path: Path, shards: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
-def test_every_key_of_a_shipped_config_is_commented(config: Path) -> None:
+def test_the_header_of_a_shipped_config_says_how_to_run_it(config: Path) -> None:
     lines = config.read_text().splitlines()
     assert lines[0].startswith("#") and any("train.py fit" in line for line in lines[:4])
 
