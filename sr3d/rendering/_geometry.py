@@ -173,13 +173,3 @@ def basis_backward(d, count, g):
         gz += _C3B * xy * g[10] - _EIGHT * _C3C * yz * g[11] + _THREE * _C3D * (TWO * zz - xx - yy) * g[12]
         gz += -_EIGHT * _C3C * xz * g[13] + _C3E * (xx - yy) * g[14]
     return gx, gy, gz
-
-
-@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
-@no_type_check
-def view_direction(means, i, pose):
-    """Unit vector from the camera to a mean, world frame, and its inverse length."""
-    camera = transposed_times(pose, (pose[0, 3], pose[1, 3], pose[2, 3]))
-    d = means[i, 0] + camera[0], means[i, 1] + camera[1], means[i, 2] + camera[2]
-    inverse = ONE / max(math.sqrt(dot(d, d)), _TINY)
-    return scaled(d, inverse), inverse

@@ -11,13 +11,14 @@ from typing import no_type_check
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from sr3d.rendering import constants as const
 from sr3d.rendering._geometry import FASTMATH, HALF, ONE, ZERO
 from sr3d.rendering._project import TILE
 
+BATCH = 32  # splats whose weights are collected before they are spread over the feature channels: 32 KB
 MOMENTS = 10  # columns of a pair's gradients before the features: dL/ds·(1, x, y, xx, xy, yy), rgb, depth
 
 _ALPHA_MAX, _ALPHA_MIN = np.float32(const.ALPHA_MAX), np.float32(const.ALPHA_MIN)
@@ -39,6 +40,77 @@ def _row_pointer(context, builder, array_type, array, row):  # type: ignore[no-u
     return builder.bitcast(builder.gep(data, [offset]), ir.VectorType(ir.FloatType(), TILE).as_pointer())
 
 
+def _broadcast(builder, value):  # type: ignore[no-untyped-def]
+    """LLVM vector of 16 equal float32."""
+    vector = ir.Constant(ir.VectorType(ir.FloatType(), TILE), ir.Undefined)
+    for lane in range(TILE):
+        vector = builder.insert_element(vector, value, ir.Constant(ir.IntType(32), lane))
+    return vector
+
+
+def _element_pointer(context, builder, array_type, array, row, column):  # type: ignore[no-untyped-def]
+    """LLVM pointer to element [row, column] of a C-ordered array."""
+    view = context.make_array(array_type)(context, builder, value=array)
+    width = cgutils.unpack_tuple(builder, view.shape)[1]
+    return builder.gep(view.data, [builder.add(builder.mul(row, width), column)])
+
+
+def _blend(channels):  # type: ignore[no-untyped-def]
+    """Intrinsic out[(c + j)·16 + y] += Σ_k weights[first + k] · features[members[y, k], c + j] for j < `channels`.
+
+    The sums stay in registers: one multiplication for each load, where a loop over splats outside would also load and
+    store every sum.
+    """
+
+    @intrinsic
+    @no_type_check
+    def blend(typingctx, out, y, c, weights, first, members, count, features):
+        def codegen(context, builder, signature, args):
+            t_out, _, _, t_weights, _, t_members, _, t_features = signature.args
+            out, y, c, weights, first, members, count, features = args
+            vector = ir.VectorType(ir.FloatType(), TILE)
+            sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in range(channels)]
+            with cgutils.for_range(builder, count) as loop:
+                row = _row_pointer(context, builder, t_weights, weights, builder.add(first, loop.index))
+                weight = builder.load(row, align=4)
+                member = builder.load(_element_pointer(context, builder, t_members, members, y, loop.index))
+                values = _element_pointer(
+                    context, builder, t_features, features, builder.sext(member, loop.index.type), c
+                )
+                for j, total in enumerate(sums):
+                    value = builder.load(builder.gep(values, [ir.Constant(ir.IntType(32), j)]))
+                    term = builder.fmul(weight, _broadcast(builder, value), flags=("contract",))
+                    builder.store(builder.fadd(builder.load(total), term, flags=("contract",)), total)
+            for j, total in enumerate(sums):
+                channel = builder.add(c, ir.Constant(c.type, j))
+                at = builder.add(builder.mul(channel, ir.Constant(c.type, TILE)), y)
+                target = _row_pointer(context, builder, t_out, out, at)
+                builder.store(builder.fadd(builder.load(target, align=4), builder.load(total)), target, align=4)
+            return context.get_dummy_value()
+
+        return types.none(out, types.intp, types.intp, weights, types.intp, members, types.intp, features), codegen
+
+    return blend
+
+
+_TOGETHER = 8  # feature channels whose sums are kept in registers
+_blend_many, _blend_one = _blend(_TOGETHER), _blend(1)
+
+
+@njit(cache=True)
+@no_type_check
+def _blend_features(extra, weights, members, filled, features):
+    """Add a batch of weighted splats to the feature planes `extra` [D·16, 16], and empty the batch."""
+    channels = features.shape[1]
+    whole = channels - channels % _TOGETHER
+    for y in range(TILE):
+        for c in range(0, whole, _TOGETHER):
+            _blend_many(extra, y, c, weights, y * BATCH, members, filled[y], features)
+        for c in range(whole, channels):
+            _blend_one(extra, y, c, weights, y * BATCH, members, filled[y], features)
+        filled[y] = 0
+
+
 @intrinsic
 @no_type_check
 def _add_scaled_row(typingctx, out, out_row, row, in_row, factor):
@@ -47,10 +119,7 @@ def _add_scaled_row(typingctx, out, out_row, row, in_row, factor):
     def codegen(context, builder, signature, args):
         target = _row_pointer(context, builder, signature.args[0], args[0], args[1])
         source = _row_pointer(context, builder, signature.args[2], args[2], args[3])
-        vector = ir.Constant(target.type.pointee, ir.Undefined)
-        for lane in range(TILE):
-            vector = builder.insert_element(vector, args[4], ir.Constant(ir.IntType(32), lane))
-        term = builder.fmul(builder.load(source, align=4), vector, flags=("contract",))
+        term = builder.fmul(builder.load(source, align=4), _broadcast(builder, args[4]), flags=("contract",))
         builder.store(builder.fadd(builder.load(target, align=4), term, flags=("contract",)), target, align=4)
         return context.get_dummy_value()
 
@@ -73,35 +142,48 @@ def _add_product_row(typingctx, out, out_row, a, a_row, b, b_row):
     return types.none(out, types.intp, a, types.intp, b, types.intp), codegen
 
 
+_DIGIT, _DIGITS = np.uint64(11), 6  # of the radix sort: 64 bits at most
+_MASK, _UZERO = np.uint64((1 << 11) - 1), np.uint64(0)
+
+
 @njit(nogil=True, cache=True)
 @no_type_check
-def depth_order(boxes, bits):
-    """Indices of the drawn splats, near to far, ties in order of index. `bits` is `splats` seen as uint32."""
+def depth_order(boxes, bits, base, drop):
+    """Indices of the drawn splats, near to far, ties in order of index.
+
+    `bits[:, 6]` are float64 depths seen as uint64, which sort like the depths; `base`, the bits of the nearest depth
+    possible, is subtracted, and the lowest `drop` bits (uint64) are ignored.
+    """
     n = 0
     for i in range(boxes.shape[0]):
         n += boxes[i, 0] < boxes[i, 1]
-    keys, order = np.empty(n, np.uint32), np.empty(n, np.int32)
-    spare_keys, spare = np.empty(n, np.uint32), np.empty(n, np.int32)
-    counts = np.zeros((3, 2048), np.int64)
+    keys, order = np.empty(n, np.uint64), np.empty(n, np.int32)
+    spare_keys, spare = np.empty(n, np.uint64), np.empty(n, np.int32)
+    largest = _UZERO
     n = 0
     for i in range(boxes.shape[0]):
         if boxes[i, 0] < boxes[i, 1]:
-            key = bits[i, 9]  # the bits of positive floats sort like the floats
+            key = (bits[i, 6] - base) >> drop
             keys[n], order[n] = key, i
+            largest = max(largest, key)
             n += 1
-            counts[0, key & 2047] += 1
-            counts[1, (key >> 11) & 2047] += 1
-            counts[2, key >> 22] += 1
-    for digit in range(3):
+    counts = np.empty(1 << 11, np.int64)
+    for digit in range(_DIGITS):
+        shift = np.uint64(digit) * _DIGIT
+        if largest >> shift == _UZERO:
+            break
+        counts[:] = 0
+        for i in range(n):
+            counts[(keys[i] >> shift) & _MASK] += 1
         total = 0
-        for k in range(2048):
-            count = counts[digit, k]
-            counts[digit, k] = total
+        for k in range(counts.shape[0]):
+            count = counts[k]
+            counts[k] = total
             total += count
         for i in range(n):
-            k = (keys[i] >> (11 * digit)) & 2047
-            at = counts[digit, k]
-            counts[digit, k] = at + 1
+            k = (keys[i] >> shift) & _MASK
+            at = counts[k]
+            counts[k] = at + 1
             spare_keys[at], spare[at] = keys[i], order[i]
         keys, spare_keys = spare_keys, keys
         order, spare = spare, order
@@ -164,8 +246,11 @@ def draw(part, parts, splats, features, start, members, image, transmittance):
     height, width = transmittance.shape
     across, channels = (width + TILE - 1) // TILE, features.shape[1]
     tiles = across * ((height + TILE - 1) // TILE)
-    tile = np.empty((6, TILE, TILE), np.float32)  # transmittance, r, g, b, depth, weight of the current splat
+    tile = np.empty((5, TILE, TILE), np.float32)  # transmittance, r, g, b, depth
     extra = np.empty((channels * TILE, TILE), np.float32)
+    # Per row of pixels, the weights of the splats that reach it: which ones, and how many.
+    weights, which = np.empty((TILE * BATCH, TILE), np.float32), np.empty((TILE, BATCH), np.int32)
+    filled = np.zeros(TILE, np.int64)
     # Neighbouring tiles cost about the same: interleaved, every part is an equal share.
     for t in range(part, tiles, parts):
         left, top = (t % across) * TILE, (t // across) * TILE
@@ -181,6 +266,7 @@ def draw(part, parts, splats, features, start, members, image, transmittance):
             for y in range(max(np.int64(splats[i, 10]) - top, 0), min(np.int64(splats[i, 11]) - top, TILE)):
                 dy = y0 + np.float32(y)
                 By, Cyy = B * dy, C * dy * dy
+                slot = y * BATCH + filled[y]
                 for x in range(TILE):
                     dx = x0 + np.float32(x)
                     s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
@@ -199,11 +285,17 @@ def draw(part, parts, splats, features, start, members, image, transmittance):
                     tile[2, y, x] += w * g
                     tile[3, y, x] += w * b
                     tile[4, y, x] += w * depth
-                    tile[5, y, x] = w
-                for c in range(channels):
-                    _add_scaled_row(extra, c * TILE + y, tile, 5 * TILE + y, features[i, c])
-            if p % 32 == 31 and _finished(tile):
-                break
+                    weights[slot, x] = w
+                if channels > 0:
+                    which[y, filled[y]] = i
+                    filled[y] += 1
+            if p % BATCH == BATCH - 1:
+                if channels > 0:
+                    _blend_features(extra, weights, which, filled, features)
+                if _finished(tile):
+                    break
+        if channels > 0:
+            _blend_features(extra, weights, which, filled, features)
         for y in range(min(TILE, height - top)):
             for x in range(min(TILE, width - left)):
                 transmittance[top + y, left + x] = abs(tile[0, y, x])
@@ -323,3 +415,145 @@ def draw_backward(
                 out[MOMENTS + c] = total
             if p % 32 == 31 and _finished(tile):
                 break
+
+
+@njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+@no_type_check
+def inspect(part, parts, splats, start, members, median_depth, ids):
+    """Per pixel the z-depth at which transmittance falls to ½ (0 where it does not) and the splat of largest weight.
+
+    `median_depth` and `ids` are [H, W]; an id is −1 where nothing is drawn, and the nearest of equal weights.
+    """
+    height, width = median_depth.shape
+    across = (width + TILE - 1) // TILE
+    tiles = across * ((height + TILE - 1) // TILE)
+    tile = np.empty((3, TILE, TILE), np.float32)  # transmittance, largest weight, median depth
+    strongest = np.empty((TILE, TILE), np.int32)
+    for t in range(part, tiles, parts):
+        left, top = (t % across) * TILE, (t // across) * TILE
+        tile[1:] = ZERO
+        tile[0] = -ONE
+        tile[0, : height - top, : width - left] = ONE
+        strongest[:] = -1
+        for p in range(start[t], start[t + 1]):
+            i = members[p]
+            x0, y0 = np.float32(left) + HALF - splats[i, 0], np.float32(top) + HALF - splats[i, 1]
+            A, B, C, opacity, depth = HALF * splats[i, 2], splats[i, 3], HALF * splats[i, 4], splats[i, 5], splats[i, 9]
+            for y in range(max(np.int64(splats[i, 10]) - top, 0), min(np.int64(splats[i, 11]) - top, TILE)):
+                dy = y0 + np.float32(y)
+                By, Cyy = B * dy, C * dy * dy
+                for x in range(TILE):
+                    dx = x0 + np.float32(x)
+                    s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
+                    e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
+                    e = e * e
+                    e = e * e
+                    alpha = min(opacity * (e * e), _ALPHA_MAX)
+                    alpha = alpha if alpha >= _ALPHA_MIN else ZERO
+                    before = tile[0, y, x]
+                    w = before * alpha
+                    after = before - w
+                    visible = after > _T_MIN
+                    w = w if visible else ZERO
+                    tile[0, y, x] = after if visible else -abs(before)
+                    crossed = (before > HALF) & visible & (after <= HALF)
+                    tile[2, y, x] = depth if crossed else tile[2, y, x]
+                    strongest[y, x] = i if w > tile[1, y, x] else strongest[y, x]
+                    tile[1, y, x] = max(w, tile[1, y, x])
+            if p % BATCH == BATCH - 1 and _finished(tile):
+                break
+        for y in range(min(TILE, height - top)):
+            for x in range(min(TILE, width - left)):
+                median_depth[top + y, left + x] = tile[2, y, x]
+                ids[top + y, left + x] = strongest[y, x]
+
+
+@njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+@no_type_check
+def feature_gradients(part, parts, splats, start, members, boxes, first, g_image, channel, pair_grads):
+    """Fill `pair_grads` [pairs, D'], zero on entry, with the gradients to features `channel` to `channel` + D' - 1 of
+    the image's channels. The same weights as in `draw_backward`.
+    """
+    height, width = g_image.shape[0], g_image.shape[1]
+    across, channels = (width + TILE - 1) // TILE, pair_grads.shape[1]
+    tiles = across * ((height + TILE - 1) // TILE)
+    tile = np.empty((2, TILE, TILE), np.float32)  # transmittance, weight of the current splat
+    g_extra, lanes = np.empty((channels * TILE, TILE), np.float32), np.empty((channels, TILE), np.float32)
+    for t in range(part, tiles, parts):
+        left, top = (t % across) * TILE, (t // across) * TILE
+        tile[0] = -ONE
+        tile[0, : height - top, : width - left] = ONE
+        g_extra[:] = ZERO
+        for y in range(min(TILE, height - top)):
+            for x in range(min(TILE, width - left)):
+                for c in range(channels):
+                    g_extra[c * TILE + y, x] = g_image[top + y, left + x, channel + c]
+        for p in range(start[t], start[t + 1]):
+            i = members[p]
+            x0, y0 = np.float32(left) + HALF - splats[i, 0], np.float32(top) + HALF - splats[i, 1]
+            A, B, C, opacity = HALF * splats[i, 2], splats[i, 3], HALF * splats[i, 4], splats[i, 5]
+            lanes[:] = ZERO
+            for y in range(max(np.int64(splats[i, 10]) - top, 0), min(np.int64(splats[i, 11]) - top, TILE)):
+                dy = y0 + np.float32(y)
+                By, Cyy = B * dy, C * dy * dy
+                for x in range(TILE):
+                    dx = x0 + np.float32(x)
+                    s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
+                    e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
+                    e = e * e
+                    e = e * e
+                    alpha = min(opacity * (e * e), _ALPHA_MAX)
+                    alpha = alpha if alpha >= _ALPHA_MIN else ZERO
+                    before = tile[0, y, x]
+                    w = before * alpha
+                    after = before - w
+                    visible = after > _T_MIN
+                    tile[0, y, x] = after if visible else -abs(before)
+                    tile[1, y, x] = w if visible else ZERO
+                for c in range(channels):
+                    _add_product_row(lanes, c, tile, TILE + y, g_extra, c * TILE + y)
+            column, row = left // TILE - boxes[i, 0], top // TILE - boxes[i, 2]
+            slot = first[i] + row * (boxes[i, 1] - boxes[i, 0]) + column
+            for c in range(channels):
+                total = ZERO
+                for x in range(TILE):
+                    total += lanes[c, x]
+                pair_grads[slot, c] = total
+            if p % BATCH == BATCH - 1 and _finished(tile):
+                break
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def sum_pairs(part, parts, first, pair_grads, out):
+    """Add the rows `first[i]` to `first[i + 1]` of `pair_grads` to row i of `out`."""
+    count = first.shape[0] - 1
+    for i in range(count * part // parts, count * (part + 1) // parts):
+        for pair in range(first[i], first[i + 1]):
+            for c in range(pair_grads.shape[1]):
+                out[i, c] += pair_grads[pair, c]
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def gather(part, parts, visited, block, features, boxes, out):
+    """Copy the features of the splats that are drawn, block `visited[k]` to rows `block·k` on of `out`."""
+    for k in range(visited.shape[0] * part // parts, visited.shape[0] * (part + 1) // parts):
+        first = block * visited[k]
+        for i in range(first, min(first + block, features.shape[0])):
+            o = block * k + i - first
+            if boxes[o, 0] < boxes[o, 1]:
+                for c in range(features.shape[1]):
+                    out[o, c] = features[i, c]
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def check_footprints(part, parts, visited, block, native, coarser, finer, bad):
+    """Set `bad[0]` to 1 + a row of the visited blocks whose footprints are NaN, not positive or out of order."""
+    for k in range(visited.shape[0]):
+        first = block * visited[k]
+        for i in range(first, min(first + block, native.shape[0])):
+            n, f = native[i], finer[block * k + i - first]
+            if not (n > ZERO and n < np.inf and coarser[i] >= n and f >= ZERO and f <= n):
+                bad[0] = 1 + i

@@ -1,44 +1,78 @@
-"""The renderer on CPU: Numba kernels with a hand-written backward, float32, deterministic."""
+"""The renderer on CPU: Numba kernels with a hand-written backward, float32 behind the projection, deterministic."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sr3d.errors import Sr3dError
+from sr3d.lod import BLOCK as FOREST_BLOCK
+from sr3d.lod import Forest
 from sr3d.rendering import _raster
+from sr3d.rendering._fade import MODES
 from sr3d.rendering._project import BLOCK, TILE, project, project_backward
+from sr3d.rendering.cull import visible_blocks
+from sr3d.rendering.job import Raster, Splats, Views
 from sr3d.threads import share
 
+_DEEP = 1e5  # focal length in pixels from which float32 no longer tells depths apart
+_CHANNELS = 64  # feature channels whose gradients are taken in one pass
 
-def rasterize(
-    means: Float[Tensor, "b n 3"],
-    quats: Float[Tensor, "b n 4"],
-    scales: Float[Tensor, "b n 3"],
-    opacities: Float[Tensor, "b c n"],
-    sh: Float[Tensor, "b n k 3"],
-    features: Float[Tensor, "b n d"] | None,
-    world_to_cam: Float[Tensor, "b c 4 4"],
-    K: Float[Tensor, "b c 3 3"],
-    width: int,
-    height: int,
-    antialias: bool,
-) -> tuple[Float[Tensor, "b c h w channels"], Float[Tensor, "b c h w"]]:
-    """See `sr3d.rendering.reference.rasterize`; computes in float32, returns the dtype of `means`."""
-    extra = means.new_zeros(*means.shape[:2], 0) if features is None else features
-    return _Rasterize.apply(
-        means, quats, scales, opacities, sh, extra, world_to_cam, K, (width, height, bool(antialias))
-    )
+
+def rasterize(splats: Splats, views: Views) -> Raster:
+    """See `sr3d.rendering.reference.rasterize`; computes in float32, returns the dtype of the means."""
+    s, none = splats, splats.means.new_empty(0, dtype=torch.float32)
+    features = s.means.new_zeros(len(s.means), 0) if s.features is None else s.features
+    footprints = (none, none, none) if s.lod is None else (s.lod.native, s.lod.coarser, s.lod.finer)
+    image, alpha, median, ids = _Rasterize.apply(
+        s.means, s.quats, s.scales, s.opacities, s.sh, features, views.world_to_cam, *footprints, s.offsets,
+        replace(views, world_to_cam=views.world_to_cam.detach()),
+    )  # fmt: skip
+    if not views.inspect:
+        return Raster(image=image, alpha=alpha)
+    return Raster(image=image, alpha=alpha, median_depth=median, ids=ids)
+
+
+def rasterize_forest(forest: Forest, views: Views, features: bool) -> Raster:
+    """One frame of a forest per camera: only its visible blocks are read. No gradients.
+
+    Args:
+        forest: In CPU memory, or mapped from files.
+        views: B = 1.
+        features: Also draw the features.
+
+    Returns:
+        B = 1; `ids` are rows of the forest.
+
+    Raises:
+        Sr3dError: A visible block holds impossible values.
+    """
+    count, width = views.K.shape[1], forest.levels[0].gaussians.features
+    channels = width.shape[-1] if features and width is not None else 0
+    image = np.empty((1, count, views.height, views.width, 4 + channels), np.float32)
+    alpha = np.empty((1, count, views.height, views.width), np.float32)
+    median, ids = _pictures(views, 1, count)
+    for c in range(count):
+        drawn, extra, rows = _project_forest(forest, views, c, channels)
+        _draw(drawn, extra, views, image[0, c], median[0, c : c + 1], ids[0, c : c + 1])
+        np.subtract(np.float32(1), drawn.transmittance, out=alpha[0, c])
+        if views.inspect:
+            ids[0, c] = np.where(ids[0, c] < 0, -1, rows[ids[0, c] // FOREST_BLOCK] + ids[0, c] % FOREST_BLOCK)
+    out = [torch.from_numpy(a) for a in (image, alpha, median, ids)]
+    if not views.inspect:
+        return Raster(image=out[0], alpha=out[1])
+    return Raster(image=out[0], alpha=out[1], median_depth=out[2], ids=out[3])
 
 
 @dataclass
 class _View:
-    """What the backward pass of one view needs from the forward pass (see `_project` and `_raster.draw`)."""
+    """Splats of one view (see `_project` and `_raster.draw`), and what its backward pass needs."""
 
     splats: np.ndarray
     boxes: np.ndarray
@@ -47,23 +81,85 @@ class _View:
     transmittance: np.ndarray
 
 
-def _draw(inputs: list[np.ndarray], b: int, c: int, size: tuple[int, int, bool], image: np.ndarray) -> _View:
-    """Render view c of scene b into `image` [H, W, 4 + D]."""
-    means, quats, scales, opacities, sh, features, poses, K = inputs
-    width, height, antialias = size
-    n, across, down = means.shape[1], -(-width // TILE), -(-height // TILE)
-    splats, boxes = np.empty((n, 16), np.float32), np.empty((n, 4), np.int16)
-    view = means[b], quats[b], scales[b], opacities[b, c], sh[b], poses[b, c], K[b, c]
-    share(project, n // 2048, *view, width, height, antialias, splats, boxes)
-    order = _raster.depth_order(boxes, splats.view(np.uint32))
-    counts, bands = np.zeros(across * down, np.int64), min(torch.get_num_threads(), n // 4096, down)
+def _project_forest(forest: Forest, views: Views, c: int, channels: int) -> tuple[_View, np.ndarray, np.ndarray]:
+    """Splats of the visible blocks of all levels, their features, and the first forest row of every block of splats."""
+    pose, K = views.world_to_cam[0, c].double(), views.K[0, c].double()
+    size, fade = (views.width, views.height), views.fade
+    cut = [visible_blocks(forest, k, pose, K, *size, views.near, fade is not None) for k in range(len(forest.levels))]
+    splats, boxes = _blank(FOREST_BLOCK * sum(len(blocks) for blocks in cut))
+    extra = np.empty((len(splats), channels), np.float32)
+    at, rows = 0, []
+    for k, (level, blocks) in enumerate(zip(forest.levels, cut)):
+        if len(blocks) == 0:
+            continue
+        rows.append(forest.starts[k] + FOREST_BLOCK * blocks.numpy())
+        here = slice(at, at + FOREST_BLOCK * len(blocks))
+        g, lod, view = level.gaussians, level.lod, _view_arrays(pose, K, level.origin)
+        finer = forest.finer(k, blocks).numpy().reshape(-1)
+        bad = np.zeros(1, np.int64)
+        fields = [t.numpy() for t in (g.means, g.quats, g.scales, g.opacities, g.sh, lod.native, lod.coarser)]
+        share(_raster.check_footprints, 1, blocks.numpy(), FOREST_BLOCK, fields[5], fields[6], finer, bad)
+        if bad[0]:
+            raise Sr3dError(
+                forest.name, f"level {k}: footprints", f"NaN, <= 0 or out of order in row {bad[0] - 1}",
+                "0 <= finer <= native <= coarser, native > 0",
+            )  # fmt: skip
+        share(
+            project, len(blocks), blocks.numpy(), FOREST_BLOCK, *fields, finer, MODES[fade], *view, *size,
+            views.antialias, views.near, splats[here], splats[here].view(np.float64), boxes[here],
+        )  # fmt: skip
+        if channels:
+            assert g.features is not None
+            share(
+                _raster.gather, len(blocks), blocks.numpy(), FOREST_BLOCK, g.features.numpy(), boxes[here], extra[here]
+            )
+        at = here.stop
+    return _tiled(splats, boxes, views, K), extra, np.concatenate(rows) if rows else np.zeros(1, np.int64)
+
+
+def _blank(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Room for splats; nothing is drawn where the kernels do not write."""
+    return np.empty((count, 16), np.float32), np.zeros((count, 4), np.int16)
+
+
+def _view_arrays(pose: Tensor, K: Tensor, origin: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pose, origin of the means minus the camera's position, and K, all float64.
+
+    In NumPy and without a matrix product: torch's could wait for threads that a forked worker does not have.
+    """
+    P = pose.contiguous().numpy()
+    return P, origin.numpy() + (P[:3, :3] * P[:3, 3:]).sum(axis=0), K.contiguous().numpy()
+
+
+def _tiled(splats: np.ndarray, boxes: np.ndarray, views: Views, K: Tensor) -> _View:
+    """Sort splats by depth and list those of every tile."""
+    width, height = views.width, views.height
+    across, down = -(-width // TILE), -(-height // TILE)
+    nearest = np.array([views.near], np.float64).view(np.uint64)[0]
+    drop = np.uint64(29 if math.sqrt(K[0, 0] * K[1, 1]) < _DEEP else 12)  # 29 leaves the 23 bits of a float32
+    order = _raster.depth_order(boxes, splats.view(np.uint64), nearest, drop)
+    counts, bands = np.zeros(across * down, np.int64), min(torch.get_num_threads(), len(splats) // 4096, down)
     share(_raster.count_members, bands, boxes, across, down, counts)
     start = np.append(0, np.cumsum(counts))
     members, fill = np.empty(start[-1], np.int32), start[:-1].copy()
     share(_raster.fill_members, bands, boxes, order, across, down, fill, members)
-    transmittance = np.empty((height, width), np.float32)
-    share(_raster.draw, len(counts) // 4, splats, features[b], start, members, image, transmittance)
-    return _View(splats, boxes, start, members, transmittance)
+    return _View(splats, boxes, start, members, np.empty((height, width), np.float32))
+
+
+def _draw(
+    view: _View, features: np.ndarray, views: Views, image: np.ndarray, median: np.ndarray, ids: np.ndarray
+) -> None:
+    """Composite one view into `image` [H, W, 4 + D] and its transmittance, and what `inspect` asks for."""
+    tiles = len(view.start) - 1
+    share(_raster.draw, tiles // 4, view.splats, features, view.start, view.members, image, view.transmittance)
+    if views.inspect:
+        share(_raster.inspect, tiles // 4, view.splats, view.start, view.members, median[0], ids[0])
+
+
+def _pictures(views: Views, scenes: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Room for median depths and ids, empty where they are not asked for."""
+    shape = (scenes, count, views.height, views.width) if views.inspect else (scenes, count, 0, 0)
+    return np.empty(shape, np.float32), np.empty(shape, np.int64)
 
 
 class _Rasterize(torch.autograd.Function):
@@ -77,55 +173,100 @@ class _Rasterize(torch.autograd.Function):
         sh: Tensor,
         features: Tensor,
         world_to_cam: Tensor,
-        K: Tensor,
-        size: tuple[int, int, bool],
-    ) -> tuple[Tensor, Tensor]:
-        width, height, _ = size
-        scenes, views = world_to_cam.shape[:2]
-        tensors = (means, quats, scales, opacities, sh, features, world_to_cam, K)
-        inputs = [_array(t) for t in tensors]
-        image = np.empty((scenes, views, height, width, 4 + features.shape[-1]), np.float32)
-        alpha = np.empty((scenes, views, height, width), np.float32)
+        native: Tensor,
+        coarser: Tensor,
+        finer: Tensor,
+        offsets: list[int],
+        views: Views,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scenes, count = views.K.shape[:2]
+        tensors = (means, quats, scales, opacities, sh, features, native, coarser, finer)
+        arrays = [_array(means, keep_double=True), *(_array(t) for t in tensors[1:])]
+        image = np.empty((scenes, count, views.height, views.width, 4 + features.shape[-1]), np.float32)
+        alpha = np.empty((scenes, count, views.height, views.width), np.float32)
+        median, ids = _pictures(views, scenes, count)
         kept = []
-        for b, c in np.ndindex(scenes, views):
-            view = _draw(inputs, b, c, size, image[b, c])
+        for b, c in np.ndindex(scenes, count):
+            scene = _scene(arrays, offsets, b)
+            pose, K = views.world_to_cam[b, c].double(), views.K[b, c].double()
+            splats, boxes = _blank(len(scene[0]))
+            blocks = np.arange(-(-len(splats) // BLOCK))
+            share(
+                project, len(splats) // 2048, blocks, BLOCK, *scene[:5], *scene[6:], _mode(native, views),
+                *_view_arrays(pose, K, torch.zeros(3, dtype=torch.float64)), views.width, views.height,
+                views.antialias, views.near, splats, splats.view(np.float64), boxes,
+            )  # fmt: skip
+            view = _tiled(splats, boxes, views, K)
+            _draw(view, scene[5], views, image[b, c], median[b, c : c + 1], ids[b, c : c + 1])
             np.subtract(np.float32(1), view.transmittance, out=alpha[b, c])
             if any(ctx.needs_input_grad):
                 kept.append(view)
-        outputs = torch.from_numpy(image).to(means.dtype), torch.from_numpy(alpha).to(means.dtype)
-        ctx.save_for_backward(*tensors, outputs[0])
-        ctx.kept, ctx.size = kept, size
+        images = [torch.from_numpy(a).to(means.dtype) for a in (image, alpha, median)]
+        outputs = (*images, torch.from_numpy(ids))
+        ctx.save_for_backward(*tensors, world_to_cam, outputs[0])
+        ctx.kept, ctx.offsets, ctx.views = kept, offsets, views
+        ctx.mark_non_differentiable(outputs[2], outputs[3])
         return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_image: Tensor, g_alpha: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, image = ctx.saved_tensors
-        means, quats, scales, opacities, sh, features, poses, K = inputs = [_array(t) for t in tensors]
+    def backward(ctx: Any, g_image: Tensor, g_alpha: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, world_to_cam, image = ctx.saved_tensors
+        views, need = ctx.views, ctx.needs_input_grad
+        arrays = [_array(tensors[0], keep_double=True), *(_array(t) for t in tensors[1:])]
         pixels = [_array(t) for t in (image, g_image, g_alpha)]
-        need = ctx.needs_input_grad
-        grads = [np.zeros_like(a) for a in inputs[:7]]
-        learned = features.shape[-1] if need[5] else 0
-        for (b, c), view in zip(np.ndindex(*poses.shape[:2]), ctx.kept):
+        grads = [np.zeros(a.shape, np.float32) for a in arrays[:6]]
+        g_poses = np.zeros(world_to_cam.shape, np.float32)
+        for (b, c), view in zip(np.ndindex(*world_to_cam.shape[:2]), ctx.kept):
+            scene, g_scene = _scene(arrays, ctx.offsets, b), _scene(grads, ctx.offsets, b)
+            pose, K = views.world_to_cam[b, c].double(), views.K[b, c].double()
             first = _raster.first_pairs(view.boxes)
-            pair_grads = np.zeros((len(view.members), _raster.MOMENTS + learned), np.float32)
-            share(
-                _raster.draw_backward, len(view.start) // 4, view.splats, features[b], view.start, view.members,
-                view.boxes, first, pixels[0][b, c], view.transmittance, pixels[1][b, c], pixels[2][b, c], pair_grads,
-            )  # fmt: skip
-            blocks = -(-means.shape[1] // BLOCK)
+            pair_grads = _pair_gradients(view, scene[5], first, [p[b, c] for p in pixels], g_scene[5], need[5])
+            blocks = -(-len(scene[0]) // BLOCK)
             g_pose = np.zeros((blocks if need[6] else 0, 12), np.float32)
             share(
-                project_backward, blocks // 4, means[b], quats[b], scales[b], opacities[b, c], sh[b], poses[b, c],
-                K[b, c], *ctx.size, first, pair_grads, *(g[b] for g in grads[:3]), grads[3][b, c], grads[4][b],
-                grads[5][b], g_pose,
+                project_backward, blocks // 4, *scene[:5], *scene[6:], _mode(tensors[6], views),
+                *_view_arrays(pose, K, torch.zeros(3, dtype=torch.float64)), views.width, views.height,
+                views.antialias, first, pair_grads, *g_scene, g_pose,
             )  # fmt: skip
             total = g_pose.sum(axis=0, dtype=np.float64)
-            grads[6][b, c, :3, :3], grads[6][b, c, :3, 3] = total[:9].reshape(3, 3), total[9:]
+            g_poses[b, c, :3, :3], g_poses[b, c, :3, 3] = total[:9].reshape(3, 3), total[9:]
         out = [torch.from_numpy(g).to(t.dtype) if n else None for g, t, n in zip(grads, tensors, need)]
-        return (*out, None, None)
+        return (*out, torch.from_numpy(g_poses).to(world_to_cam.dtype) if need[6] else None, *[None] * 5)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    """The tensor as a C-ordered float32 array, without a copy where it already is one."""
-    return tensor.detach().to(torch.float32).contiguous().numpy()
+def _pair_gradients(
+    view: _View, features: np.ndarray, first: np.ndarray, pixels: list[np.ndarray], g_features: np.ndarray, need: bool
+) -> np.ndarray:
+    """Gradients of every pair (splat, tile) [pairs, 10 + D'], those of wide features added to `g_features` already."""
+    channels, tiles = features.shape[1], len(view.start) - 1
+    together = need and channels <= _CHANNELS
+    pair_grads = np.zeros((len(view.members), _raster.MOMENTS + (channels if together else 0)), np.float32)
+    share(
+        _raster.draw_backward, tiles // 4, view.splats, features, view.start, view.members, view.boxes, first,
+        pixels[0], view.transmittance, pixels[1], pixels[2], pair_grads,
+    )  # fmt: skip
+    # Wide features in parts: all channels of all pairs at once would outgrow the memory.
+    for c in range(0, channels if need and not together else 0, _CHANNELS):
+        part = np.zeros((len(view.members), min(_CHANNELS, channels - c)), np.float32)
+        share(
+            _raster.feature_gradients, tiles // 4, view.splats, view.start, view.members, view.boxes, first,
+            pixels[1], 4 + c, part,
+        )  # fmt: skip
+        share(_raster.sum_pairs, len(first) // 2048, first, part, g_features[:, c : c + _CHANNELS])
+    return pair_grads
+
+
+def _scene(arrays: list[np.ndarray], offsets: list[int], b: int) -> list[np.ndarray]:
+    """The rows of scene b."""
+    return [a[offsets[b] : offsets[b + 1]] for a in arrays]
+
+
+def _mode(native: Tensor, views: Views) -> int:
+    return MODES[views.fade] if len(native) else 0
+
+
+def _array(tensor: Tensor, keep_double: bool = False) -> np.ndarray:
+    """The tensor as a C-ordered float32 array (float64 stays if kept), without a copy where it already is one."""
+    double = keep_double and tensor.dtype == torch.float64
+    return tensor.detach().to(torch.float64 if double else torch.float32).contiguous().numpy()

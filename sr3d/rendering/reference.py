@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sr3d.gaussians import quat_to_matrix
+from sr3d.gaussians import Lod, quat_to_matrix
+from sr3d.lod import Forest, fade, visibility
 from sr3d.rendering import constants as const
+from sr3d.rendering.job import Raster, Splats, Views
 from sr3d.rendering.sh import sh_to_rgb
 
 # Pixel × Gaussian values held at a time; bounds memory, does not change results.
@@ -48,28 +50,62 @@ def project(
     return means2d, covars2d, z
 
 
+def rasterize(splats: Splats, views: Views) -> Raster:
+    """The contract of every backend: splat B scenes into C views each; differentiable in every tensor but `K`.
+
+    Computes in the wider of the types of means and poses; returns the type of the means.
+    """
+    dtype = torch.promote_types(splats.means.dtype, views.world_to_cam.dtype)
+    out = []
+    for b, (first, last) in enumerate(zip(splats.offsets, splats.offsets[1:])):
+        scene = [None if t is None else t[first:last].to(dtype) for t in _tensors(splats)]
+        lod = None if splats.lod is None else splats.lod.index(slice(first, last))
+        for c in range(views.K.shape[1]):
+            out.append(_rasterize_view(scene, lod, views.world_to_cam[b, c].to(dtype), views.K[b, c].to(dtype), views))
+    image, alpha, median, ids = (torch.stack(t).unflatten(0, views.K.shape[:2]) for t in zip(*out))
+    image, alpha, median = (t.to(splats.means.dtype) for t in (image, alpha, median))
+    return Raster(image=image, alpha=alpha, median_depth=median, ids=ids)
+
+
+def rasterize_forest(forest: Forest, views: Views, features: bool) -> Raster:
+    """All levels as one set of Gaussians in float64, none skipped. B = 1; `ids` are rows of the forest."""
+    g = forest.gaussians(torch.float64)
+    splats = Splats(
+        means=g.means,
+        quats=g.quats,
+        scales=g.scales,
+        opacities=g.opacities,
+        sh=g.sh,
+        features=g.features if features else None,
+        lod=g.lod,
+        offsets=[0, len(g)],
+    )
+    return rasterize(splats, views)
+
+
+def _tensors(splats: Splats) -> list[Tensor | None]:
+    return [splats.means, splats.quats, splats.scales, splats.opacities, splats.sh, splats.features]
+
+
 def _rasterize_view(
-    means: Tensor,
-    covars: Tensor,
-    opacities: Tensor,
-    sh: Tensor,
-    features: Tensor | None,
-    world_to_cam: Tensor,
-    K: Tensor,
-    width: int,
-    height: int,
-    antialias: bool,
-) -> tuple[Tensor, Tensor]:
-    """One view: channels (rgb, depth, features) composited front to back [H, W, 4 + D], and alpha [H, W]."""
+    scene: list[Tensor | None], lod: Lod | None, world_to_cam: Tensor, K: Tensor, views: Views
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One view: channels (rgb, depth, features) composited front to back [H, W, 4 + D], alpha, median depth, ids."""
+    means, quats, scales, opacities, sh = (_some(t) for t in scene[:5])
+    features = scene[5]
     depth_of_all = (means @ world_to_cam[2, :3] + world_to_cam[2, 3]).detach()
     order = torch.argsort(depth_of_all, stable=True)
-    order = order[(depth_of_all[order] > const.NEAR) & (depth_of_all[order] < const.FAR)]
-    means, covars, opacities, sh = means[order], covars[order], opacities[order], sh[order]
+    order = order[(depth_of_all[order] > views.near) & (depth_of_all[order] < const.FAR)]
+    means, opacities, sh = means[order], opacities[order], sh[order]
+    covars = covariances(quats[order], scales[order])
 
-    means2d, covars2d, depths = project(means, covars, world_to_cam, K, width, height)
+    means2d, covars2d, depths = project(means, covars, world_to_cam, K, views.width, views.height)
+    if lod is not None and views.fade is not None:
+        footprint = depths / (K[0, 0] * K[1, 1]).sqrt()
+        opacities = fade(opacities, visibility(lod.index(order), footprint), views.fade)
     blurred = covars2d + const.EPS2D * torch.eye(2, dtype=means.dtype, device=means.device)
     det = torch.linalg.det(blurred).clamp_min(1e-10)
-    if antialias:
+    if views.antialias:
         opacities = opacities * (torch.linalg.det(covars2d) / det).clamp_min(const.RATIO_MIN).sqrt()
     camera = -world_to_cam[:3, :3].T @ world_to_cam[:3, 3]
     rgb = sh_to_rgb(sh, torch.nn.functional.normalize(means - camera, dim=-1))
@@ -77,11 +113,11 @@ def _rasterize_view(
     values = torch.cat(channels, dim=-1)
 
     v, u = torch.meshgrid(
-        torch.arange(height, dtype=means.dtype, device=means.device) + 0.5,
-        torch.arange(width, dtype=means.dtype, device=means.device) + 0.5,
+        torch.arange(views.height, dtype=means.dtype, device=means.device) + 0.5,
+        torch.arange(views.width, dtype=means.dtype, device=means.device) + 0.5,
         indexing="ij",
     )
-    images, alphas = [], []
+    parts = []
     for pixels in torch.stack([u, v], dim=-1).reshape(-1, 2).split(max(1, _CHUNK // max(1, len(means)))):
         d = pixels[:, None] - means2d[None]  # [P, N, 2]
         quadratic = (
@@ -94,60 +130,22 @@ def _rasterize_view(
         after = torch.cumprod(1 - alpha, dim=-1)
         before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], dim=-1)
         weights = torch.where(after > const.TRANSMITTANCE_MIN, alpha * before, torch.zeros_like(alpha))
-        images.append(weights @ values)
-        alphas.append(weights.sum(dim=-1))
-    return torch.cat(images).reshape(height, width, -1), torch.cat(alphas).reshape(height, width)
+        parts.append((weights @ values, weights.sum(dim=-1), *_inspect(weights, depths, order)))
+    image, alpha, median, ids = (torch.cat(t).unflatten(0, (views.height, views.width)) for t in zip(*parts))
+    return image, alpha, median, ids
 
 
-def rasterize(
-    means: Float[Tensor, "b n 3"],
-    quats: Float[Tensor, "b n 4"],
-    scales: Float[Tensor, "b n 3"],
-    opacities: Float[Tensor, "b c n"],
-    sh: Float[Tensor, "b n k 3"],
-    features: Float[Tensor, "b n d"] | None,
-    world_to_cam: Float[Tensor, "b c 4 4"],
-    K: Float[Tensor, "b c 3 3"],
-    width: int,
-    height: int,
-    antialias: bool,
-) -> tuple[Float[Tensor, "b c h w channels"], Float[Tensor, "b c h w"]]:
-    """The contract of every backend: splat B scenes into C views each; differentiable in every tensor but `K`.
+@torch.no_grad()
+def _inspect(weights: Tensor, depths: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Median depth and id of every pixel from its weights, near to far. [P, N] → [P], [P]"""
+    if weights.shape[1] == 0:
+        return weights.new_zeros(len(weights)), torch.full((len(weights),), -1, device=weights.device)
+    crossed = 1 - weights.cumsum(dim=1) <= 0.5
+    median = torch.where(crossed.any(dim=1), depths[crossed.to(torch.uint8).argmax(dim=1)], 0)
+    strongest, at = weights.max(dim=1)
+    return median, torch.where(strongest > 0, order[at], -1)
 
-    Args:
-        means: Centres, world frame. [B, N, 3]
-        quats: wxyz, any norm > 0. [B, N, 4]
-        scales: World units. [B, N, 3]
-        opacities: One value per view, level of detail already applied. [B, C, N]
-        sh: Spherical-harmonic colour. [B, N, K, 3]
-        features: Further channels. [B, N, D]
-        world_to_cam: OpenCV axes. [B, C, 4, 4]
-        K: Pixels. [B, C, 3, 3]
-        width: Pixels.
-        height: Pixels.
-        antialias: Scale opacity by the area that the 0.3 px² low-pass adds (gsplat's antialiased mode).
 
-    Returns:
-        Accumulated (alpha-weighted, no background) rgb, z-depth and features [B, C, H, W, 4 + D], and alpha
-        [B, C, H, W].
-    """
-    covars = covariances(quats, scales)
-    images, alphas = [], []
-    for b in range(means.shape[0]):
-        for c in range(K.shape[1]):
-            image, alpha = _rasterize_view(
-                means[b],
-                covars[b],
-                opacities[b, c],
-                sh[b],
-                None if features is None else features[b],
-                world_to_cam[b, c],
-                K[b, c],
-                width,
-                height,
-                antialias,
-            )
-            images.append(image)
-            alphas.append(alpha)
-    shape = (means.shape[0], K.shape[1])
-    return torch.stack(images).unflatten(0, shape), torch.stack(alphas).unflatten(0, shape)
+def _some(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor

@@ -4,49 +4,104 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
 import torch
 
+from sr3d.lod import Lod
 from sr3d.rendering import cpu, reference, render
+from sr3d.rendering.job import Raster, Splats, Views
 
 
-def arguments(make: Callable, n: int, size: tuple[int, int], views: int, features: int, degree: int) -> list:
-    """Positional arguments of `rasterize` up to the camera poses, float64, then K."""
-    gaussians, cameras = make(n, size=size, views=views, features=features, degree=degree, seed=n)
-    opacities = gaussians.opacities * torch.linspace(1, 0.8, views, dtype=torch.float64)[:, None]
-    tensors = [gaussians.means, gaussians.quats, gaussians.scales, opacities, gaussians.sh, gaussians.features]
-    return [None if t is None else t[None] for t in (*tensors, cameras.world_to_cam, cameras.K)]
+NAMES = ["means", "quats", "scales", "opacities", "sh", "features", "world_to_cam"]
+
+
+@dataclass
+class Case:
+    """Leaves of the gradient, float64, and what else a backend is given."""
+
+    leaves: list[torch.Tensor | None]
+    K: torch.Tensor
+    size: tuple[int, int]
+    antialias: bool = False
+    fade: str | None = None
+    lod: Lod | None = None
+
+    def call(self, backend: ModuleType, leaves: list[torch.Tensor | None]) -> Raster:
+        *fields, poses = leaves
+        splats = Splats(**dict(zip(NAMES, fields)), lod=self.lod, offsets=[0, len(fields[0])])
+        views = Views(
+            world_to_cam=poses[None],
+            K=self.K[None].to(poses.dtype),
+            width=self.size[0],
+            height=self.size[1],
+            antialias=self.antialias,
+            near=0.01,
+            fade=self.fade,
+            inspect=False,
+        )
+        return backend.rasterize(splats, views)
+
+
+def case(
+    make: Callable,
+    n: int,
+    size: tuple[int, int],
+    views: int = 1,
+    features: int = 0,
+    degree: int = 0,
+    antialias: bool = False,
+    fade: str | None = None,
+) -> Case:
+    g, cameras = make(n, size=size, views=views, features=features, degree=degree, seed=n)
+    native = g.means[:, 2] / size[0]
+    spread = torch.linspace(0.6, 1.6, n, dtype=torch.float64)  # faded on both sides, and some not at all
+    lod = Lod(native=native * spread, coarser=native * 2, finer=native * 0.4, level=torch.ones(n, dtype=torch.int32))
+    lod.coarser[::5], lod.finer[::7] = torch.inf, 0
+    leaves = [g.means, g.quats, g.scales, g.opacities, g.sh, g.features, cameras.world_to_cam]
+    return Case(leaves, cameras.K, size, antialias, fade, lod if fade else None)
 
 
 def image_and_gradients(
-    rasterize: Callable, tensors: list, dtype: torch.dtype, size: tuple[int, int], antialias: bool
+    backend: ModuleType, given: Case, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    names = ["means", "quats", "scales", "opacities", "sh", "features", "world_to_cam"]
-    leaves = [None if t is None else t.to(dtype).clone().requires_grad_() for t in tensors[:7]]
-    image, alpha = rasterize(*leaves, tensors[7].to(dtype), *size, antialias)
+    leaves = [None if t is None else t.to(dtype).clone().requires_grad_() for t in given.leaves]
+    out = given.call(backend, leaves)
     g = torch.Generator().manual_seed(0)
-    cotangents = [torch.randn(t.shape, generator=g, dtype=torch.float64).to(dtype) for t in (image, alpha)]
-    present = [(name, t) for name, t in zip(names, leaves) if t is not None]
-    grads = torch.autograd.grad([image, alpha], [t for _, t in present], cotangents)
-    return image.detach(), alpha.detach(), {name: g for (name, _), g in zip(present, grads)}
+    images = [out.image, out.alpha]
+    cotangents = [torch.randn(t.shape, generator=g, dtype=torch.float64).to(dtype) for t in images]
+    present = [(name, t) for name, t in zip(NAMES, leaves) if t is not None]
+    grads = torch.autograd.grad(images, [t for _, t in present], cotangents)
+    return out.image.detach(), out.alpha.detach(), {name: g for (name, _), g in zip(present, grads)}
 
 
 @pytest.mark.parametrize(
-    ("n", "size", "views", "features", "degree", "antialias"),
+    ("n", "size", "views", "features", "degree", "antialias", "fade"),
     [
-        (150, (32, 24), 2, 0, 0, False),
-        (150, (32, 24), 2, 3, 3, False),
-        (100, (17, 31), 1, 35, 1, True),
-        (100, (32, 32), 1, 0, 2, True),
+        (150, (32, 24), 2, 0, 0, False, None),
+        (150, (32, 24), 2, 3, 3, False, None),
+        (100, (17, 31), 1, 35, 1, True, None),
+        (100, (32, 32), 1, 0, 2, True, None),
+        (60, (20, 20), 2, 70, 0, False, None),  # more channels than one pass takes
+        (150, (32, 24), 2, 3, 1, False, "minimax"),
+        (150, (32, 24), 1, 0, 0, True, "linear"),
     ],
 )
 def test_image_and_gradients_are_the_references(
-    make: Callable, n: int, size: tuple[int, int], views: int, features: int, degree: int, antialias: bool
+    make: Callable,
+    n: int,
+    size: tuple[int, int],
+    views: int,
+    features: int,
+    degree: int,
+    antialias: bool,
+    fade: str | None,
 ) -> None:
-    tensors = arguments(make, n, size, views, features, degree)
-    image, alpha, grads = image_and_gradients(reference.rasterize, tensors, torch.float64, size, antialias)
-    image32, alpha32, grads32 = image_and_gradients(cpu.rasterize, tensors, torch.float32, size, antialias)
+    given = case(make, n, size, views, features, degree, antialias, fade)
+    image, alpha, grads = image_and_gradients(reference, given, torch.float64)
+    image32, alpha32, grads32 = image_and_gradients(cpu, given, torch.float32)
     torch.testing.assert_close(image32.double(), image, atol=1e-4, rtol=0)
     torch.testing.assert_close(alpha32.double(), alpha, atol=1e-5, rtol=0)
     assert len(grads) == (7 if features else 6)
@@ -68,35 +123,36 @@ def test_two_thousand_gaussians(make: Callable) -> None:
 
 
 def test_gradient_of_a_clamped_opacity_is_zero(make: Callable) -> None:
-    tensors = arguments(make, 1, (16, 16), 1, 0, 0)
-    pose, K = torch.eye(4, dtype=torch.float64), torch.tensor([[16.0, 0, 8.5], [0, 16, 8.5], [0, 0, 1]]).double()
-    tensors[0][...], tensors[3][...], tensors[6][...], tensors[7][...] = torch.tensor([0.0, 0, 2]), 1.0, pose, K
-    tensors[2][...] = 1e-4  # alpha is 1 in the pixel under the mean, and small elsewhere
-    grads = [
-        image_and_gradients(f, tensors, torch.float64, (16, 16), False)[2] for f in (cpu.rasterize, reference.rasterize)
-    ]
+    given = case(make, 1, (16, 16))
+    given.K = torch.tensor([[[16.0, 0, 8.5], [0, 16, 8.5], [0, 0, 1]]]).double()
+    given.leaves[0][...], given.leaves[3][...] = torch.tensor([0.0, 0, 2]), 1.0
+    given.leaves[6][...] = torch.eye(4)
+    given.leaves[2][...] = 1e-4  # alpha is 1 in the pixel under the mean, and small elsewhere
+    grads = [image_and_gradients(backend, given, torch.float64)[2] for backend in (cpu, reference)]
     torch.testing.assert_close(grads[0]["opacities"], grads[1]["opacities"], atol=1e-4, rtol=1e-4)
 
 
 def test_only_the_asked_gradients(make: Callable) -> None:
-    tensors = arguments(make, 50, (16, 16), 1, 4, 0)
-    _, _, every = image_and_gradients(cpu.rasterize, tensors, torch.float32, (16, 16), False)
-    single = [t.float() for t in tensors]
-    single[0].requires_grad_()
-    image, alpha = cpu.rasterize(*single, 16, 16, False)
+    given = case(make, 50, (16, 16), features=4)
+    _, _, every = image_and_gradients(cpu, given, torch.float32)
+    leaves = [t.float() for t in given.leaves]
+    leaves[0].requires_grad_()
+    out = given.call(cpu, leaves)
     g = torch.Generator().manual_seed(0)
-    cotangents = [torch.randn(t.shape, generator=g, dtype=torch.float64).float() for t in (image, alpha)]
-    (means,) = torch.autograd.grad([image, alpha], [single[0]], cotangents)
+    images = [out.image, out.alpha]
+    cotangents = [torch.randn(t.shape, generator=g, dtype=torch.float64).float() for t in images]
+    (means,) = torch.autograd.grad(images, [leaves[0]], cotangents)
     assert torch.equal(means, every["means"])
 
 
 def test_two_runs_with_any_number_of_threads_are_equal_bit_for_bit(make: Callable) -> None:
-    tensors = arguments(make, 10_000, (128, 128), 2, 5, 2)  # enough to be shared between threads
-    first = image_and_gradients(cpu.rasterize, tensors, torch.float32, (128, 128), True)
+    # Enough Gaussians to be shared between threads.
+    given = case(make, 10_000, (128, 128), 2, 5, 2, antialias=True, fade="minimax")
+    first = image_and_gradients(cpu, given, torch.float32)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        second = image_and_gradients(cpu.rasterize, tensors, torch.float32, (128, 128), True)
+        second = image_and_gradients(cpu, given, torch.float32)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
@@ -120,25 +176,27 @@ def test_nan_gaussians_are_not_drawn(make: Callable) -> None:
 
 
 def test_changing_an_input_before_backward_is_noticed(make: Callable) -> None:
-    tensors = [t.float() for t in arguments(make, 20, (16, 16), 1, 2, 0)]
-    leaf = tensors[0].clone().requires_grad_()
-    tensors[0] = leaf * 1
-    image, _ = cpu.rasterize(*tensors, 16, 16, False)
-    tensors[2].mul_(2)
+    given = case(make, 20, (16, 16), features=2)
+    leaves = [t.float() for t in given.leaves]
+    leaf = leaves[0].clone().requires_grad_()
+    leaves[0] = leaf * 1
+    out = given.call(cpu, leaves)
+    leaves[2].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        image.sum().backward()
+        out.image.sum().backward()
 
 
-def _render_in_fork(queue: multiprocessing.Queue, arguments: list) -> None:
-    queue.put(cpu.rasterize(*arguments)[0].numpy())
+def _render_in_fork(queue: multiprocessing.Queue, given: Case) -> None:
+    queue.put(given.call(cpu, given.leaves).image.numpy())
 
 
 def test_forked_process_draws_too(make: Callable) -> None:
-    tensors = [t.float() for t in arguments(make, 5000, (128, 64), 1, 2, 0)]
-    expected = cpu.rasterize(*tensors, 128, 64, False)[0]
+    given = case(make, 5000, (128, 64), features=2)
+    given.leaves = [t.float() for t in given.leaves]
+    expected = given.call(cpu, given.leaves).image
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    process = context.Process(target=_render_in_fork, args=(queue, [*tensors, 128, 64, False]))
+    process = context.Process(target=_render_in_fork, args=(queue, given))
     process.start()
     found = torch.from_numpy(queue.get(timeout=60))
     process.join()

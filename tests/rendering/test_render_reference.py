@@ -8,8 +8,10 @@ import pytest
 import torch
 from gsplat.cuda._torch_impl import _fully_fused_projection, _quat_scale_to_covar_preci, _spherical_harmonics
 
+from sr3d.lod import Lod
 from sr3d.rendering import constants as const
 from sr3d.rendering import reference
+from sr3d.rendering.job import Splats, Views
 from sr3d.rendering.sh import sh_basis
 
 
@@ -46,18 +48,31 @@ def test_spherical_harmonics_are_gsplats(degree: int) -> None:
     torch.testing.assert_close(found, _spherical_harmonics(degree, directions, sh))
 
 
-@pytest.mark.parametrize("antialias", [False, True])
-def test_gradients_are_finite_differences(make: Callable, antialias: bool) -> None:
-    gaussians, cameras = make(6, size=(6, 5), features=2, degree=3, seed=2)
+@pytest.mark.parametrize(("antialias", "fade"), [(False, None), (True, None), (False, "minimax"), (True, "linear")])
+def test_gradients_are_finite_differences(make: Callable, antialias: bool, fade: str | None) -> None:
+    g, cameras = make(6, size=(6, 5), features=2, degree=3, seed=2)
     # Large faint Gaussians reach every pixel: no alpha sits at the 1/255 threshold, where the image has a step.
-    leaves = [
-        gaussians.means, gaussians.quats, gaussians.scales * 20, 0.3 + 0.5 * gaussians.opacities[None],
-        0.3 * gaussians.sh, gaussians.features, cameras.world_to_cam,
-    ]  # fmt: skip
-    inputs = [t[None].clone().requires_grad_() for t in leaves]
+    leaves = [g.means, g.quats, g.scales * 20, 0.3 + 0.5 * g.opacities, 0.3 * g.sh, g.features, cameras.world_to_cam]
+    inputs = [t.clone().requires_grad_() for t in leaves]
+    native = g.means[:, 2] / 6
+    lod = Lod(native=native * 1.1, coarser=native * 3, finer=native * 0.3, level=torch.ones(6, dtype=torch.int32))
 
     def image(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return reference.rasterize(*tensors, cameras.K[None], 6, 5, antialias)
+        *fields, poses = tensors
+        names = ["means", "quats", "scales", "opacities", "sh", "features"]
+        splats = Splats(**dict(zip(names, fields)), lod=lod if fade else None, offsets=[0, 6])
+        views = Views(
+            world_to_cam=poses[None],
+            K=cameras.K[None],
+            width=6,
+            height=5,
+            antialias=antialias,
+            near=0.01,
+            fade=fade,
+            inspect=False,
+        )
+        out = reference.rasterize(splats, views)
+        return out.image, out.alpha
 
     assert image(*inputs)[1].min() > 0.1
     assert torch.autograd.gradcheck(image, inputs, atol=1e-5, fast_mode=True)

@@ -1,4 +1,4 @@
-"""Level of detail: visibility of a Gaussian at a render footprint, and the opacity cross-fade of parents and children.
+"""Visibility of a Gaussian at a render footprint, and the opacity cross-fade of parents and children.
 
 A footprint is depth / sqrt(fx·fy): the world units that one pixel covers. Large footprint = coarse.
 """
@@ -6,75 +6,19 @@ A footprint is depth / sqrt(fx·fy): the world units that one pixel covers. Larg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sr3d.errors import Sr3dError
+from sr3d.gaussians import Lod
 
 FadeMode = Literal["minimax", "linear"]
 
 # The λ that minimises the worst error of the pair f(a), f(1−a) over all kernel values: 0.086, against 0.25 for λ = 0.
 MINIMAX_LAMBDA = 2.0 * math.sqrt(2.0) - 2.0
-
-
-@dataclass(kw_only=True)
-class Lod:
-    """Level-of-detail fields of a set of Gaussians.
-
-    Attributes:
-        native: Footprint at which each Gaussian was made, world units per pixel, > 0. [..., N]
-        coarser: Native footprint of its parent, `inf` for a root. [..., N]
-        finer: Native footprint of its children, 0 if it was never densified. [..., N]
-        level: Zoom level at which it was appended, 0 for the coarse scene. [..., N]
-    """
-
-    native: Float[Tensor, "*batch n"]
-    coarser: Float[Tensor, "*batch n"]
-    finer: Float[Tensor, "*batch n"]
-    level: Int[Tensor, "*batch n"]
-
-    @staticmethod
-    def roots(native: Float[Tensor, "*batch n"]) -> Lod:
-        """Fields of Gaussians that have neither parent nor children: visible at every footprint."""
-        return Lod(
-            native=native,
-            coarser=torch.full_like(native, torch.inf),
-            finer=torch.zeros_like(native),
-            level=torch.zeros_like(native, dtype=torch.int32),
-        )
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> Lod:
-        """Apply `f` to every field."""
-        return Lod._from([f(t) for t in self._tensors()])
-
-    def _tensors(self) -> list[Tensor]:
-        return [self.native, self.coarser, self.finer, self.level]
-
-    @staticmethod
-    def _from(tensors: Sequence[Tensor]) -> Lod:
-        native, coarser, finer, level = tensors
-        return Lod(native=native, coarser=coarser, finer=finer, level=level)
-
-    def to(self, device: torch.device | str) -> Lod:
-        """Copy to `device`; dtypes are kept."""
-        return self.map(lambda t: t.to(device))
-
-    def index(self, index: Tensor | slice) -> Lod:
-        """Select along the Gaussian axis (last axis) by integer index, boolean mask [N] or slice."""
-        return self.map(lambda t: t[..., index])
-
-    def __getitem__(self, index: int | slice) -> Lod:
-        return self.map(lambda t: t[index])
-
-    @staticmethod
-    def cat(parts: Sequence[Lod]) -> Lod:
-        """Join along the Gaussian axis."""
-        return Lod._from([torch.cat(ts, dim=-1) for ts in zip(*(p._tensors() for p in parts))])
 
 
 def visibility(lod: Lod, footprint: Float[Tensor, "*views n"]) -> Float[Tensor, "*views n"]:

@@ -1,0 +1,472 @@
+"""The level-of-detail forest: levels that are only ever appended, in blocks that a frame can skip.
+
+Rows (single Gaussians) and blocks are numbered through the whole forest: those of the first level come first. Inside a
+level, rows follow a Hilbert curve and every `BLOCK` of them form a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sr3d.errors import Sr3dError
+from sr3d.gaussians import Gaussians, Lod
+from sr3d.lod.curve import hilbert_order
+
+BLOCK = 1024
+_SAME = 1e-4  # relative difference up to which siblings count as made at one footprint
+
+
+@dataclass(kw_only=True, frozen=True)
+class Blocks:
+    """Bounds of the B blocks of a level: what a frame needs to know to skip them.
+
+    Attributes:
+        lower: Least coordinates of the means, relative to the level's origin, world units. [B, 3]
+        upper: Largest coordinates. [B, 3]
+        reach: Largest standard deviation, world units. [B]
+        finest: Render footprint at and below which nothing is visible, as of when the level was appended. [B]
+        coarsest: Render footprint at and above which nothing is visible, `inf` if something has no parent. [B]
+    """
+
+    lower: Float[Tensor, "b 3"]
+    upper: Float[Tensor, "b 3"]
+    reach: Float[Tensor, " b"]
+    finest: Float[Tensor, " b"]
+    coarsest: Float[Tensor, " b"]
+
+
+@dataclass(kw_only=True, frozen=True)
+class Split:
+    """What a level says about earlier ones: which Gaussians it densified. Nothing stored there is rewritten.
+
+    Attributes:
+        parents: Rows that have children in this level, ascending. [P]
+        finer: Native footprint of their children, world units per pixel. [P]
+        blocks: Blocks that hold those rows, ascending. [Q]
+        finest: `Blocks.finest` of these blocks from now on. [Q]
+    """
+
+    parents: Int[Tensor, " p"]
+    finer: Float[Tensor, " p"]
+    blocks: Int[Tensor, " q"]
+    finest: Float[Tensor, " q"]
+
+
+@dataclass(kw_only=True, frozen=True)
+class Level:
+    """Gaussians that were appended together.
+
+    Attributes:
+        number: 0 for the coarse scene; else one more than that of the parents. Branches share a number.
+        origin: Point that the means are relative to, world frame, float64. [3]
+        gaussians: [N], in block order; means are offsets from `origin`, `lod.finer` is as of when it was appended.
+        parents: Row of each Gaussian's parent in an earlier level, −1 where there is none or it is not known. [N]
+        blocks: Bounds of each block.
+        split: Parents in earlier levels.
+    """
+
+    number: int
+    origin: Float[Tensor, "3"]
+    gaussians: Gaussians
+    parents: Int[Tensor, " n"]
+    blocks: Blocks
+    split: Split
+
+    def __len__(self) -> int:
+        return len(self.gaussians)
+
+    @property
+    def lod(self) -> Lod:
+        """Footprints of the level's own Gaussians."""
+        assert self.gaussians.lod is not None
+        return self.gaussians.lod
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where mapped levels come from."""
+
+    def check(self) -> None:
+        """Raise `Sr3dError` if a file is not what it was when it was opened."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class Forest:
+    """Levels of Gaussians, appended one after the other; a frame visits only the blocks that it can see.
+
+    Immutable: `append` returns a forest that shares all earlier levels, and `Forest(levels=forest.levels[:k])` undoes.
+
+    Attributes:
+        levels: Level 0 first; a level comes after those of its parents.
+        source: The files that the levels are mapped from, None for a forest in memory.
+    """
+
+    levels: tuple[Level, ...]
+    source: Source | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        """Stored Gaussians."""
+        return self.starts[-1]
+
+    @property
+    def name(self) -> str:
+        """What errors call it: its file, where it has one."""
+        return "sr3d.lod.Forest" if self.source is None else str(self.source)
+
+    @cached_property
+    def magnification(self) -> float:
+        """How much finer the finest level is than the first, by the first Gaussian of each."""
+        natives = [float(level.lod.native[0]) for level in self.levels]
+        return natives[0] / min(natives)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """First row of every level, and behind them the number of rows. [levels + 1]"""
+        return _starts([len(level) for level in self.levels])
+
+    @cached_property
+    def block_starts(self) -> list[int]:
+        """First block of every level, and behind them the number of blocks. [levels + 1]"""
+        return _starts([len(level.blocks.reach) for level in self.levels])
+
+    @cached_property
+    def finest(self) -> list[Float[Tensor, " b"]]:
+        """`Blocks.finest` of every level, later levels taken into account."""
+        out = [level.blocks.finest.clone() for level in self.levels]
+        for level in self.levels:
+            for k, inside, blocks in _by_level(level.split.blocks, self.block_starts):
+                out[k][blocks] = level.split.finest[inside]
+        return out
+
+    def finer(self, level: int, blocks: Int[Tensor, " v"]) -> Float[Tensor, "v block"]:
+        """`Lod.finer` of the rows of some blocks of a level, later levels taken into account.
+
+        Args:
+            level: Index into `levels`.
+            blocks: Counted from the level's first, ascending. [V]
+
+        Returns:
+            Footprints of the children, 0 where there are none and behind the level's last row. [V, BLOCK]
+
+        Raises:
+            Sr3dError: A later level densifies rows that do not exist.
+        """
+        own, count = self.levels[level], len(self.levels[level])
+        rows = blocks[:, None] * BLOCK + torch.arange(BLOCK, device=blocks.device)
+        out = own.lod.finer[rows.clamp(max=count - 1)]
+        out[rows >= count] = 0
+        first = self.starts[level] + blocks * BLOCK
+        last = torch.minimum(first + BLOCK, torch.full_like(first, self.starts[level + 1]))
+        for later in self.levels[level + 1 :]:
+            split = later.split
+            if len(split.parents) == 0:
+                continue
+            begin = torch.searchsorted(split.parents, first)
+            end = torch.searchsorted(split.parents, last)
+            sizes = (end - begin).clamp_min(0)
+            if (sizes > BLOCK).any():
+                raise Sr3dError(self.name, f"level {later.number}: split parents", "not ascending", "sorted rows")
+            if not sizes.any():
+                continue
+            owner = torch.repeat_interleave(torch.arange(len(blocks), device=blocks.device), sizes)
+            skip = torch.cumsum(sizes, 0) - sizes
+            at = torch.arange(len(owner), device=blocks.device) - skip[owner] + begin[owner]
+            within = split.parents[at] - first[owner]
+            if ((within < 0) | (within >= BLOCK)).any():
+                raise Sr3dError(self.name, f"level {later.number}: split parents", "not ascending", "sorted rows")
+            out[owner, within] = split.finer[at]
+        return out
+
+    @staticmethod
+    def from_gaussians(gaussians: Gaussians, parents: Int[Tensor, " n"] | None = None) -> Forest:
+        """Make a forest of Gaussians that carry levels already (from a `.ply`, from `zoom_into`).
+
+        Args:
+            gaussians: [N], with `lod`. Means may be float64.
+            parents: Index of each one's parent among them, −1 where there is none; None if they are not known.
+
+        Raises:
+            Sr3dError: No Gaussians, batch axes, no `lod`, impossible footprints, or parents that do not exist or are
+                not one level up.
+        """
+        where = "sr3d.lod.Forest.from_gaussians"
+        lod = _check(where, gaussians)
+        links = torch.full_like(lod.level, -1, dtype=torch.int64) if parents is None else parents.long()
+        _check_links(where, links, lod.level, lod.native)
+        numbers = sorted(set(lod.level.tolist()))
+        chosen = [(lod.level == number).nonzero()[:, 0] for number in numbers]
+        orders = [rows[hilbert_order(gaussians.means[rows])] for rows in chosen]
+        place = torch.empty(len(gaussians), dtype=torch.int64)
+        place[torch.cat(orders)] = torch.arange(len(gaussians))
+        none = Split(
+            parents=torch.empty(0, dtype=torch.int64),
+            finer=torch.empty(0),
+            blocks=torch.empty(0, dtype=torch.int64),
+            finest=torch.empty(0),
+        )
+        levels = []
+        for number, rows in zip(numbers, orders):
+            linked = torch.where(links[rows] < 0, links[rows], place[links[rows].clamp_min(0)])
+            levels.append(_level(number, gaussians.index(rows), linked, none))
+        return Forest(levels=tuple(levels))
+
+    def append(self, children: Gaussians, parents: Int[Tensor, " n"]) -> Forest:
+        """Add a level; time and memory follow the new level, not the forest.
+
+        Args:
+            children: [N]; `lod.native` is used, the other fields of `lod` follow from the parents. Means may be
+                float64, and have to be where float32 is coarser than their footprint.
+            parents: Row of each one's parent, all of one level number; −1 for a new root. [N]
+
+        Returns:
+            Forest with the level behind all others.
+
+        Raises:
+            Sr3dError: No children, batch axes, no `lod`, impossible footprints (children must be finer than their
+                parents), parents that do not exist, are of different levels or have children already, siblings of
+                different footprints, or another SH degree or feature width than the forest's.
+        """
+        where = "sr3d.lod.Forest.append"
+        lod = _check(where, children)
+        if self.levels[0].parents.device.type != "cpu":
+            raise Sr3dError(where, "device", self.levels[0].parents.device, "a forest in CPU memory")
+        _check_layout(where, children, self.levels[0].gaussians)
+        parents = parents.to("cpu", torch.int64)
+        if parents.shape != lod.native.shape:
+            raise Sr3dError(where, "parents", tuple(parents.shape), tuple(lod.native.shape))
+        if ((parents < -1) | (parents >= len(self))).any():
+            bad = parents[(parents < -1) | (parents >= len(self))][0].item()
+            raise Sr3dError(where, "parents", f"dangling link to row {bad}", f"-1 or a row below {len(self)}")
+        unique, inverse = torch.unique(parents[parents >= 0], return_inverse=True)
+        natives, finer, numbers = self._of_rows(unique)
+        if len(set(numbers)) > 1:
+            raise Sr3dError(where, "parents", f"of levels {sorted(set(numbers))}", "parents of one level")
+        if (finer > 0).any():
+            raise Sr3dError(where, "parents", f"row {unique[finer > 0][0].item()} has children", "rows without")
+        coarser = torch.full_like(lod.native, torch.inf)
+        coarser[parents >= 0] = natives[inverse]
+        if not (lod.native < coarser).all():
+            worst = int((lod.native >= coarser).nonzero()[0, 0])
+            found = f"child {worst} of footprint {lod.native[worst]:g}, its parent's is {coarser[worst]:g}"
+            raise Sr3dError(where, "lod.native", found, "children finer than their parents")
+        made = torch.empty(len(unique)).scatter_(0, inverse, lod.native[parents >= 0])
+        if ((lod.native[parents >= 0] / made[inverse] - 1).abs() > _SAME).any():
+            raise Sr3dError(where, "lod.native", "children of one parent differ", "one footprint for all siblings")
+        number = numbers[0] + 1 if numbers else self.levels[-1].number
+        children = _with_lod(children, lod.native, coarser, torch.zeros_like(coarser), number)
+        order = hilbert_order(children.means)
+        level = _level(number, children.index(order), parents[order], self._split(unique, made))
+        return Forest(levels=(*self.levels, level), source=self.source)
+
+    def gaussians(self, dtype: torch.dtype = torch.float32) -> Gaussians:
+        """All levels as one set, in row order, world frame.
+
+        Args:
+            dtype: Of the means and everything else but the footprints; float32 loses what a deep level needs.
+        """
+        parts = []
+        for k, level in enumerate(self.levels):
+            blocks = torch.arange(len(level.blocks.reach), device=level.parents.device)
+            finer = self.finer(k, blocks).flatten()[: len(level)]
+            g, lod = level.gaussians, level.lod
+            placed = Gaussians(
+                means=(g.means.double() + level.origin).to(dtype),
+                quats=g.quats.to(dtype),
+                scales=g.scales.to(dtype),
+                opacities=g.opacities.to(dtype),
+                sh=g.sh.to(dtype),
+                features=None if g.features is None else g.features.to(dtype),
+            )
+            parts.append(_with_lod(placed, lod.native, lod.coarser, finer, level.number))
+        return Gaussians.cat(parts)
+
+    @property
+    def parents(self) -> Int[Tensor, " n"]:
+        """Row of every Gaussian's parent, −1 where there is none or it is not known. [N]"""
+        return torch.cat([level.parents for level in self.levels])
+
+    def to(self, device: torch.device | str) -> Forest:
+        """Copy to a device; what was mapped from a file is read."""
+        return Forest(levels=tuple(_to(level, device) for level in self.levels))
+
+    @staticmethod
+    def load(path: str | Path) -> Forest:
+        """Open a forest; nothing but its tables is read (see `sr3d.io.forest.read_forest`)."""
+        from sr3d.io.forest import read_forest
+
+        return read_forest(path)
+
+    def save(self, path: str | Path) -> None:
+        """Write a forest, or what is new in one that is there already (see `sr3d.io.forest.write_forest`)."""
+        from sr3d.io.forest import write_forest
+
+        write_forest(self, path)
+
+    def _of_rows(self, rows: Int[Tensor, " p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"], list[int]]:
+        """Native and finer footprints of ascending rows [P], and the numbers of the levels that hold them."""
+        native, finer, numbers = torch.empty(len(rows)), torch.empty(len(rows)), []
+        for k, inside, local in _by_level(rows, self.starts):
+            numbers.append(self.levels[k].number)
+            native[inside] = self.levels[k].lod.native[local]
+            blocks, at = torch.unique_consecutive(local // BLOCK, return_inverse=True)
+            finer[inside] = self.finer(k, blocks)[at, local % BLOCK]
+        return native, finer, numbers
+
+    def _split(self, parents: Int[Tensor, " p"], made: Float[Tensor, " p"]) -> Split:
+        """The record of densified rows, ascending."""
+        blocks, finest = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
+        for k, inside, local in _by_level(parents, self.starts):
+            touched, at = torch.unique_consecutive(local // BLOCK, return_inverse=True)
+            finer = self.finer(k, touched)
+            finer[at, local % BLOCK] = made[inside]
+            behind = touched[:, None] * BLOCK + torch.arange(BLOCK) >= len(self.levels[k])
+            blocks.append(touched + self.block_starts[k])
+            finest.append(finer.masked_fill(behind, torch.inf).amin(dim=1))
+        return Split(parents=parents, finer=made, blocks=torch.cat(blocks), finest=torch.cat(finest))
+
+
+def bound_blocks(gaussians: Gaussians) -> Blocks:
+    """Bounds of consecutive blocks of `BLOCK` Gaussians (the last may be shorter). [N] → [B]"""
+    assert gaussians.lod is not None
+    lod = gaussians.lod
+
+    def reduce(values: Tensor, smallest: bool) -> Tensor:
+        pad = -len(values) % BLOCK
+        filled = torch.cat([values, values[-1:].expand(pad, *values.shape[1:])])
+        blocks = filled.unflatten(0, (-1, BLOCK))
+        return blocks.amin(dim=1) if smallest else blocks.amax(dim=1)
+
+    return Blocks(
+        lower=reduce(gaussians.means, True),
+        upper=reduce(gaussians.means, False),
+        reach=reduce(gaussians.scales.amax(dim=-1), False),
+        finest=reduce(lod.finer, True),
+        coarsest=reduce(lod.coarser, False),
+    )
+
+
+def _level(number: int, gaussians: Gaussians, parents: Tensor, split: Split) -> Level:
+    """A level of Gaussians in block order, world frame."""
+    means = gaussians.means.detach().double()
+    origin = 0.5 * (means.amin(dim=0) + means.amax(dim=0))
+    lod = gaussians.lod
+    assert lod is not None
+    g = gaussians.detach().to(torch.float32)
+    local = Gaussians(
+        means=(means - origin).float(),
+        quats=g.quats.contiguous(),
+        scales=g.scales.contiguous(),
+        opacities=g.opacities.contiguous(),
+        sh=g.sh.contiguous(),
+        features=None if g.features is None else g.features.contiguous(),
+    )
+    local = _with_lod(local, lod.native, lod.coarser, lod.finer, number)
+    return Level(
+        number=number, origin=origin, gaussians=local, parents=parents, blocks=bound_blocks(local), split=split
+    )
+
+
+def _with_lod(gaussians: Gaussians, native: Tensor, coarser: Tensor, finer: Tensor, number: int) -> Gaussians:
+    level = torch.full((1,), number, dtype=torch.int32, device=native.device).expand(len(native))
+    lod = Lod(native=native.float(), coarser=coarser.float(), finer=finer.float(), level=level)
+    return Gaussians(
+        means=gaussians.means,
+        quats=gaussians.quats,
+        scales=gaussians.scales,
+        opacities=gaussians.opacities,
+        sh=gaussians.sh,
+        features=gaussians.features,
+        lod=lod,
+    )
+
+
+def _by_level(numbers: Int[Tensor, " m"], starts: Sequence[int]) -> list[tuple[int, slice, Tensor]]:
+    """Ascending numbers cut at the levels' starts: level, place in `numbers`, numbers counted from the level's start."""
+    cuts = torch.searchsorted(numbers, torch.tensor(starts, dtype=numbers.dtype, device=numbers.device)).tolist()
+    spans = enumerate(zip(cuts, cuts[1:]))
+    return [(k, slice(a, b), numbers[a:b] - starts[k]) for k, (a, b) in spans if a < b]
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    out = [0]
+    for size in sizes:
+        out.append(out[-1] + size)
+    return out
+
+
+def _to(level: Level, device: torch.device | str) -> Level:
+    def moved(part: Blocks | Split) -> dict[str, Tensor]:
+        return {name: value.to(device) for name, value in vars(part).items()}
+
+    return Level(
+        number=level.number,
+        origin=level.origin.to(device),
+        gaussians=level.gaussians.to(device),
+        parents=level.parents.to(device),
+        blocks=Blocks(**moved(level.blocks)),
+        split=Split(**moved(level.split)),
+    )
+
+
+def _check(where: str, gaussians: Gaussians) -> Lod:
+    """The levels of Gaussians that can go into a forest, in CPU memory."""
+    if gaussians.means.ndim != 2:
+        raise Sr3dError(where, "batch axes", f"means {tuple(gaussians.means.shape)}", "one scene, means [N, 3]")
+    if len(gaussians) == 0:
+        raise Sr3dError(where, "gaussians", "none", "at least one")
+    if gaussians.lod is None:
+        raise Sr3dError(where, "lod", "none", "Gaussians with native footprints (sr3d.lod.Lod.roots)")
+    if gaussians.means.device.type != "cpu":
+        raise Sr3dError(where, "device", gaussians.means.device, "CPU memory; move the forest when it is done")
+    check_footprints(where, gaussians.lod)
+    if not torch.isfinite(gaussians.means).all():
+        raise Sr3dError(where, "means", "NaN or infinity", "finite positions")
+    return gaussians.lod
+
+
+def check_footprints(where: str | Path, lod: Lod) -> None:
+    """Raise unless 0 ≤ finer ≤ native ≤ coarser and native > 0, all numbers but `coarser` finite.
+
+    Raises:
+        Sr3dError: Names the field and the first bad row.
+    """
+    rules = {
+        "lod.native": (~((lod.native > 0) & torch.isfinite(lod.native)), lod.native, "finite footprints > 0"),
+        "lod.coarser": (~(lod.coarser >= lod.native), lod.coarser, "footprints >= native, inf for a root"),
+        "lod.finer": (~((lod.finer >= 0) & (lod.finer <= lod.native)), lod.finer, "footprints from 0 to native"),
+        "lod.level": (lod.level < 0, lod.level, "levels >= 0"),
+    }
+    for name, (bad, values, expected) in rules.items():
+        if bad.any():
+            row = int(bad.nonzero()[0, 0])
+            raise Sr3dError(where, name, f"{values[row].item():g} in row {row}", expected)
+
+
+def _check_links(where: str, parents: Tensor, level: Tensor, native: Tensor) -> None:
+    count = len(level)
+    if parents.shape != level.shape:
+        raise Sr3dError(where, "parents", tuple(parents.shape), tuple(level.shape))
+    bad = (parents < -1) | (parents >= count)
+    if bad.any():
+        raise Sr3dError(where, "parents", f"dangling link to {parents[bad][0].item()}", f"-1 or an index below {count}")
+    linked = parents >= 0
+    if (level[parents[linked]] != level[linked] - 1).any():
+        raise Sr3dError(where, "parents", "links that do not go one level up (or in circles)", "level - 1 of the child")
+    if (native[parents[linked]] <= native[linked]).any():
+        raise Sr3dError(where, "parents", "parents no coarser than their children", "parents of larger footprints")
+
+
+def _check_layout(where: str, new: Gaussians, old: Gaussians) -> None:
+    widths = [None if g.features is None else g.features.shape[-1] for g in (new, old)]
+    if widths[0] != widths[1]:
+        raise Sr3dError(where, "features", f"width {widths[0]}", f"the forest's, {widths[1]}")
+    if new.sh.shape[-2] != old.sh.shape[-2]:
+        raise Sr3dError(where, "sh", f"{new.sh.shape[-2]} coefficients", f"the forest's, {old.sh.shape[-2]}")
