@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from sr3d import Sr3dError
+from sr3d import Cameras, Gaussians, Sr3dError, render
 from sr3d.lod import MINIMAX_LAMBDA, Lod, fade, visibility
 
 
@@ -34,6 +34,70 @@ def test_visibility_follows_its_definition():
         else:
             expected.append(math.log(s / 0.25) / math.log(1 / 0.25))
     torch.testing.assert_close(at(S, native=1, coarser=8, finer=0.25), torch.tensor(expected, dtype=torch.float64))
+
+
+def wonderzoom_eq3(s_render: float, s_native: float, s_parent: float | None, s_child: float | None) -> float:
+    """WonderZoom Eq. 3, case by case."""
+    if s_parent is None and s_render >= s_native:
+        return 1.0
+    if s_parent is not None and s_parent >= s_render >= s_native:
+        return (math.log(s_parent) - math.log(s_render)) / (math.log(s_parent) - math.log(s_native))
+    if s_child is not None and s_native >= s_render >= s_child:
+        return (math.log(s_render) - math.log(s_child)) / (math.log(s_native) - math.log(s_child))
+    if s_child is None and s_render <= s_native:
+        return 1.0
+    return 0.0
+
+
+@pytest.mark.parametrize("parent", [None, 3.0, 4.0])
+@pytest.mark.parametrize("child", [None, 0.25, 0.9])
+def test_wonderzoom_equation_3(parent, child):
+    expected = [wonderzoom_eq3(s, 1.0, parent, child) for s in S.tolist()]
+    found = at(S, native=1, coarser=parent or math.inf, finer=child or 0.0)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
+    # Eq. 2: the rendered opacity.
+    torch.testing.assert_close(
+        fade(torch.full_like(found, 0.7), found, "linear"), 0.7 * torch.tensor(expected).double(), atol=1e-6, rtol=0
+    )
+
+
+def test_wonderzoom_equation_4():
+    """Surfels of adjacent levels at one place: their weights sum to one."""
+    between = S[(S >= 0.25) & (S <= 1)]
+    parent, child = at(between, native=1, finer=0.25), at(between, native=0.25, coarser=1)
+    torch.testing.assert_close(parent + child, torch.ones_like(parent), atol=1e-12, rtol=0)
+
+
+def test_gaussianzoom_equation_9():
+    """w = max(0, 1 − |log_s(ψ'/ψ)|) with s = 4, ψ = d / f (Eq. 8), and its rule at the first and the last layer."""
+    weight = (1 - (torch.log(S / 0.02) / math.log(4)).abs()).clamp_min(0)
+    torch.testing.assert_close(at(S, native=0.02, coarser=0.08, finer=0.005), weight, atol=1e-12, rtol=0)
+    first = torch.where(S >= 0.02, 1.0, weight)
+    torch.testing.assert_close(at(S, native=0.02, finer=0.005), first, atol=1e-12, rtol=0)
+    last = torch.where(S <= 0.02, 1.0, weight)
+    torch.testing.assert_close(at(S, native=0.02, coarser=0.08), last, atol=1e-12, rtol=0)
+
+
+def test_the_papers_opacity_reaches_the_image():
+    """One Gaussian seen at ratios around its footprint: alpha in its centre is o·w, or f(w) by default."""
+    for backend in ("reference", "cpu"):
+        for ratio in (0.3, 0.5, 1.0, 1.7, 3.9, 4.1):
+            w = max(0.0, 1 - abs(math.log(ratio, 4)))
+            depth = 2.0
+            gaussians = Gaussians(
+                means=torch.tensor([[0.0, 0, depth]]),
+                quats=torch.tensor([[1.0, 0, 0, 0]]),
+                scales=torch.full((1, 3), 0.4),
+                opacities=torch.tensor([0.8]),
+                sh=torch.zeros(1, 1, 3),
+                lod=lod(depth / 20 / ratio, 4 * depth / 20 / ratio, 0.25 * depth / 20 / ratio),
+            )
+            K = torch.tensor([[[20.0, 0, 8.5], [0, 20, 8.5], [0, 0, 1]]])
+            view = Cameras(world_to_cam=torch.eye(4)[None], K=K, width=17, height=17)
+            seen = [render(gaussians, view, lod=m, backend=backend).alpha[0, 8, 8].item() for m in ("linear", True)]
+            assert seen[0] == pytest.approx(0.8 * w, abs=1e-5)
+            minimax = (1 - (1 - MINIMAX_LAMBDA * 0.8) ** w) / MINIMAX_LAMBDA
+            assert seen[1] == pytest.approx(minimax if w < 1 else 0.8, abs=1e-5)
 
 
 def test_visibility_at_the_nodes():

@@ -251,17 +251,18 @@ class Forest:
             raise Sr3dError(where, "parents", f"of levels {sorted(set(numbers))}", "parents of one level")
         if (finer > 0).any():
             raise Sr3dError(where, "parents", f"row {unique[finer > 0][0].item()} has children", "rows without")
-        coarser = torch.full_like(lod.native, torch.inf)
+        native = lod.native.float()
+        coarser = torch.full_like(native, torch.inf)
         coarser[parents >= 0] = natives[inverse]
-        if not (lod.native < coarser).all():
-            worst = int((lod.native >= coarser).nonzero()[0, 0])
-            found = f"child {worst} of footprint {lod.native[worst]:g}, its parent's is {coarser[worst]:g}"
+        if not (native < coarser).all():
+            worst = int((native >= coarser).nonzero()[0, 0])
+            found = f"child {worst} of footprint {native[worst]:g}, its parent's is {coarser[worst]:g}"
             raise Sr3dError(where, "lod.native", found, "children finer than their parents")
-        made = torch.empty(len(unique)).scatter_(0, inverse, lod.native[parents >= 0])
-        if ((lod.native[parents >= 0] / made[inverse] - 1).abs() > _SAME).any():
+        made = torch.empty(len(unique)).scatter_(0, inverse, native[parents >= 0])
+        if ((native[parents >= 0] / made[inverse] - 1).abs() > _SAME).any():
             raise Sr3dError(where, "lod.native", "children of one parent differ", "one footprint for all siblings")
         number = numbers[0] + 1 if numbers else self.levels[-1].number
-        children = _with_lod(children, lod.native, coarser, torch.zeros_like(coarser), number)
+        children = _with_lod(children, native, coarser, torch.zeros_like(coarser), number)
         order = hilbert_order(children.means)
         level = _level(number, children.index(order), parents[order], self._split(unique, made))
         return Forest(levels=(*self.levels, level), source=self.source)

@@ -31,12 +31,7 @@ def draw(request: pytest.FixtureRequest) -> Callable[..., Rendering]:
         if isinstance(options.get("background"), torch.Tensor):
             options["background"] = options["background"].to(device)
         out = render(gaussians, cameras, backend=request.param, **options)
-        return Rendering(
-            rgb=out.rgb.cpu(),
-            alpha=out.alpha.cpu(),
-            depth=out.depth.cpu(),
-            features=None if out.features is None else out.features.cpu(),
-        )
+        return Rendering(**{name: None if image is None else image.cpu() for name, image in vars(out).items()})
 
     return call
 
@@ -261,3 +256,84 @@ def test_level_of_detail_fades_opacity_per_view(draw: Callable[..., Rendering], 
         faded = replace(gaussians, opacities=fade(gaussians.opacities, visibility(lod, footprint), mode))
         torch.testing.assert_close(out.rgb[c], draw(faded, cameras[c]).rgb[0], atol=1e-4, rtol=0)
         assert (out.rgb[c] - plain.rgb[c]).abs().max() > 0.05
+
+
+def test_median_depth_and_the_strongest(draw: Callable[..., Rendering]) -> None:
+    # Weights on the axis: 0.3, 0.7·0.6 = 0.42, 0.28·0.9; transmittance 0.7, 0.28.
+    gaussians = on_axis([2.0, 3.0, 4.0], [0.3, 0.6, 0.9], [[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    out = draw(gaussians.index(torch.tensor([2, 0, 1])), camera(), median_depth=True, ids=True)
+    assert out.ids[0, 8, 8].item() == 2 and out.median_depth[0, 8, 8].item() == pytest.approx(3.0)
+    faint = draw(on_axis([2.0, 3.0], [0.2, 0.2], [[1, 0, 0], [0, 1, 0]]), camera(), median_depth=True, ids=True)
+    assert faint.median_depth.abs().max() == 0 and faint.ids[0, 8, 8].item() == 0
+    assert (faint.ids[faint.alpha == 0] == -1).all() and (faint.alpha == 0).any()
+    assert draw(gaussians, camera()).median_depth is None and draw(gaussians, camera()).ids is None
+
+
+def test_median_depth_and_ids_in_a_crowd(draw: Callable[..., Rendering], make: Callable) -> None:
+    gaussians, cameras = make(300, views=2)
+    out = draw(gaussians, cameras, median_depth=True, ids=True)
+    expected = render(gaussians, cameras, median_depth=True, ids=True, backend="reference")
+    assert (out.ids == expected.ids).double().mean() > 0.99 and len(out.ids.unique()) > 50
+    close = (out.median_depth - expected.median_depth).abs() < 1e-4
+    assert close.double().mean() > 0.99
+    assert ((out.median_depth > 0) == (out.alpha >= 0.5)).double().mean() > 0.99
+
+
+def test_scenes_of_different_sizes_in_one_call(draw: Callable[..., Rendering], make: Callable) -> None:
+    parts = [make(n, views=2, features=2, seed=n) for n in (70, 0, 130)]
+    for gaussians, _ in parts:
+        native = gaussians.means[:, 2] / 32
+        gaussians.lod = Lod(
+            native=native, coarser=native * 1.5, finer=native * 0.5, level=torch.ones(len(native), dtype=torch.int32)
+        )
+    cameras = replace(
+        parts[0][1],
+        world_to_cam=torch.stack([c.world_to_cam for _, c in parts]),
+        K=torch.stack([c.K * torch.tensor([[1.2], [1.2], [1.0]]) for _, c in parts]),
+    )
+    packed = Gaussians.cat([g for g, _ in parts])
+    out = draw(packed, cameras, features=True, ids=True, offsets=[0, 70, 70, 200])
+    assert out.rgb.shape == (3, 2, 24, 32, 3)
+    for i, (gaussians, _) in enumerate(parts):
+        single = draw(gaussians, cameras[i], features=True, ids=True)
+        for name in ("rgb", "alpha", "depth", "features"):
+            torch.testing.assert_close(getattr(out, name)[i], getattr(single, name), atol=1e-6, rtol=0)
+        assert torch.equal(out.ids[i], single.ids)
+    assert out.alpha[0].max() > 0.5 and out.alpha[1].max() == 0 and out.alpha[2].max() > 0.5
+
+
+@pytest.mark.parametrize("channels", [65, 512])
+def test_wide_features_are_many_narrow_ones(draw: Callable[..., Rendering], make: Callable, channels: int) -> None:
+    gaussians, cameras = make(80, features=channels)
+    out = draw(gaussians, cameras, features=True)
+    for start in range(0, channels, 17):
+        part = replace(gaussians, features=gaussians.features[:, start : start + 17])
+        narrow = draw(part, cameras, features=True)
+        torch.testing.assert_close(out.features[..., start : start + 17], narrow.features, atol=1e-6, rtol=0)
+        torch.testing.assert_close(out.alpha, narrow.alpha, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_flat_gaussians_also_edge_on(draw: Callable[..., Rendering], antialias: bool) -> None:
+    """Surfels: third scale 0; facing the camera, tilted, and exactly edge-on."""
+    gaussians = on_axis([2.0, 2.0, 2.0], [0.9] * 3, [[1.0, 0.5, 0.2]] * 3)
+    half = math.sqrt(0.5)
+    quats = torch.tensor([[1.0, 0, 0, 0], [0.92388, 0, 0.382683, 0], [half, 0, half, 0]])
+    means = torch.tensor([[-0.5, -0.5, 2.0], [0.5, -0.5, 2.0], [0.0, 0.4, 2.0]])
+    flat = replace(gaussians, quats=quats, means=means, scales=torch.tensor([[0.1, 0.1, 0.0]]).repeat(3, 1))
+    flat.means[2, 0] = 0  # its plane holds the camera
+    leaves = [t.requires_grad_() for t in (flat.means, flat.quats, flat.scales, flat.opacities)]
+    out = draw(flat, camera(), antialias=antialias)
+    assert torch.isfinite(out.rgb).all() and out.alpha[0, 3, 3] > 0.5 and out.alpha[0, 3, 13] > 0.3
+    edge = out.alpha[0, 10:15].amax()
+    # Without compensation the low-pass makes it a line; with it, a sheet without width covers nothing.
+    assert edge < 0.02 if antialias else edge > 0.5
+    for grad in torch.autograd.grad((out.rgb * torch.rand_like(out.rgb)).sum() + out.depth.sum(), leaves):
+        assert torch.isfinite(grad).all()
+
+
+def test_near_plane(draw: Callable[..., Rendering]) -> None:
+    gaussians = on_axis([0.005, 2.0], [0.9, 0.9], [[1, 0, 0], [0, 1, 0]], scale=1e-4)
+    default, close = draw(gaussians, camera()), draw(gaussians, camera(), near=1e-4)
+    assert default.rgb[0, 8, 8, 0] == 0 and default.rgb[0, 8, 8, 1] > 0.8
+    assert close.rgb[0, 8, 8, 0] > 0.8 and close.rgb[0, 8, 8, 1] < 0.2
