@@ -8,12 +8,13 @@ from pathlib import Path
 from sr3d.errors import Sr3dError
 from sr3d.io.colmap import find_model, load_colmap
 from sr3d.io.folder import load_images
+from sr3d.io.forest import check_forest, read_forest, write_forest
 from sr3d.io.ply import read_ply, write_ply
 from sr3d.io.scannet import is_scannet, load_scannet
 from sr3d.io.transforms import load_transforms
 from sr3d.scene import Scene
 
-__all__ = ["load_scene", "read_ply", "write_ply"]
+__all__ = ["check_forest", "load_scene", "read_forest", "read_ply", "write_forest", "write_ply"]
 
 
 def load_scene(path: str | Path, views: Sequence[int] | None = None) -> Scene:
