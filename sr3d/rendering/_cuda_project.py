@@ -12,7 +12,7 @@ from sr3d.gaussians import Gaussians, Lod, quat_to_matrix
 from sr3d.lod import fade, visibility
 from sr3d.rendering import constants as const
 from sr3d.rendering.job import Splats, Views
-from sr3d.rendering.sh import sh_to_rgb
+from sr3d.rendering.sh import sh_basis
 
 _FAR_PIXELS = 1 << 30  # radii are int32
 
@@ -167,7 +167,7 @@ def project_exactly(
         The candidates that leave a mark, keys not set yet, and their z-depths in float64. [P]
     """
     g, K = gaussians, poses.K
-    focal, center = K[:, [0, 1], [0, 1]], K[:, :2, 2]
+    focal, center = K.diagonal(dim1=1, dim2=2)[:, :2], K[:, :2, 2]
     size = torch.tensor([views.width, views.height], dtype=torch.float64).to(K.device, non_blocking=True)
     margin = const.EWA_MARGIN * 0.5 * size
     low, high = -(center + margin) / focal, (size - center + margin) / focal
@@ -186,7 +186,6 @@ def project_exactly(
     view, row, lod = view[at], row[at], None if lod is None else lod.index(at)
 
     rotation = poses.rotation.index_select(0, view)
-    # No matrix products anywhere: training may have allowed TF32 for them.
     cam = (rotation * g.means.index_select(0, row).double()[:, None]).sum(dim=-1) + poses.shift.index_select(0, view)
     z = cam[:, 2]
     slope, scale = cam[:, :2] / z[:, None], (focal[view] / z[:, None]).float()
@@ -237,8 +236,10 @@ def ranked(parts: list[Pairs], depths: Float[Tensor, " p"]) -> Pairs:
 
 def _colors(gaussians: Splats | Gaussians, row: Tensor, direction: Tensor) -> Tensor:
     """Colour of Gaussians seen along directions of any length. [P, 3]"""
-    direction = torch.nn.functional.normalize(direction, dim=-1).float()
-    return sh_to_rgb(gaussians.sh.index_select(0, row).float(), direction)
+    sh = gaussians.sh.index_select(0, row).float()
+    basis = sh_basis(torch.nn.functional.normalize(direction, dim=-1).float(), int(sh.shape[1] ** 0.5) - 1)
+    # No matrix products here or above: training may have allowed TF32 or bfloat16 for them.
+    return (0.5 + (basis[..., None] * sh).sum(dim=1)).clamp_min(0)
 
 
 def _none(like: Tensor) -> Pairs:

@@ -39,8 +39,8 @@ def rasterize(splats: Splats, views: Views) -> Raster:
         nothing = sum(t[:0].sum() for t in (*leaves, views.world_to_cam) if t is not None)
         image, alpha = image + nothing, alpha + nothing
     else:
-        first = torch.tensor(splats.offsets[:-1], device=pairs.row.device).repeat_interleave(views.K.shape[1])
-        image, alpha, median, ids = _composite(pairs, splats.features, pairs.row, pairs.row - first[pairs.view], views)
+        first = [row for row in splats.offsets[:-1] for _ in range(views.K.shape[1])]
+        image, alpha, median, ids = _composite(pairs, splats.features, pairs.row, first, views)
     image, alpha, median = (t.to(splats.means.dtype) for t in (image, alpha, median))
     return _raster(image, alpha, median, ids, views)
 
@@ -62,11 +62,12 @@ def rasterize_forest(forest: Forest, views: Views, features: bool) -> Raster:
     """
     parts, depths, extra, bad = [], [], [], []
     # Culling takes small float64 arrays from the host: one copy here, not one per level and view.
-    on_host = views.world_to_cam[0].double().cpu(), views.K[0].double().cpu()
+    posed, heed = list(zip(views.world_to_cam[0].double().cpu(), views.K[0].double().cpu())), views.fade is not None
     for k, level in enumerate(forest.levels):
-        view, row, lod = _candidates(forest, k, views, *on_host)
-        if len(row) == 0:
+        cut = [visible_blocks(forest, k, *view, views.width, views.height, views.near, heed) for view in posed]
+        if not any(len(blocks) for blocks in cut):
             continue
+        view, row, lod = _candidates(forest, k, cut)
         wrong = ~((lod.native > 0) & (lod.native < torch.inf) & (lod.coarser >= lod.native))
         wrong |= ~((lod.finer >= 0) & (lod.finer <= lod.native))
         bad.append(torch.stack([torch.full_like(row[0], k), torch.where(wrong, row, len(level)).amin()]))
@@ -90,16 +91,12 @@ def rasterize_forest(forest: Forest, views: Views, features: bool) -> Raster:
     pairs = ranked(parts, torch.cat(depths))
     drawn = torch.cat(extra) if extra else None
     slots = torch.arange(len(pairs.row), device=pairs.row.device)
-    return _raster(*_composite(pairs, drawn, slots, pairs.row, views), views)
+    return _raster(*_composite(pairs, drawn, slots, [0] * views.K.shape[1], views), views)
 
 
-def _candidates(forest: Forest, k: int, views: Views, poses: Tensor, K: Tensor) -> tuple[Tensor, Tensor, Lod]:
-    """Rows of the blocks of level k that a view sees, with the view: view [Q], row of the level [Q], footprints [Q]."""
-    level, heed = forest.levels[k], views.fade is not None
-    cut = [
-        visible_blocks(forest, k, poses[c], K[c], views.width, views.height, views.near, heed) for c in range(len(K))
-    ]
-    every = torch.cat(cut)
+def _candidates(forest: Forest, k: int, cut: list[Tensor]) -> tuple[Tensor, Tensor, Lod]:
+    """Rows of the blocks of level k that each view sees: the view [Q], row of the level [Q], footprints [Q]."""
+    level, every = forest.levels[k], torch.cat(cut)
     blocks = every.unique() if len(cut) > 1 else every
     finer = forest.finer(k, blocks)
     seen = torch.cat([torch.full_like(b, c) for c, b in enumerate(cut)])
@@ -129,11 +126,11 @@ def _raster(image: Tensor, alpha: Tensor, median: Tensor, ids: Tensor, views: Vi
 
 
 def _composite(
-    pairs: Pairs, features: Tensor | None, at: Tensor, names: Tensor, views: Views
+    pairs: Pairs, features: Tensor | None, at: Tensor, first: list[int], views: Views
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Channels (rgb, depth, features), alpha, median depth and ids of V views, from one pair or more.
 
-    Pair p has the features of row `at[p]`, and the id `names[p]`.
+    Pair p has the features of row `at[p]`; ids of view v are counted from row `first[v]`.
     """
     import gsplat
 
@@ -156,7 +153,8 @@ def _composite(
         # Splats are sorted by view first: each view's own are a slice.
         ends = [*starts[:, 0, 0].tolist(), len(order)]
         for v, (begin, end) in enumerate(pairwise(ends)):
-            _inspect(pairs, names, order[begin:end], starts[v] - begin, views, median[v], ids[v])
+            _inspect(pairs, order[begin:end], starts[v] - begin, views, median[v], ids[v])
+            ids[v] -= torch.where(ids[v] < 0, 0, first[v])
     return torch.cat([image for image, _ in drawn], dim=-1), drawn[0][1][..., 0], median, ids
 
 
@@ -173,9 +171,7 @@ def _chunks(pairs: Pairs, features: Tensor | None, at: Tensor) -> Iterator[Tenso
 
 
 @torch.no_grad()
-def _inspect(
-    pairs: Pairs, names: Tensor, order: Tensor, starts: Tensor, views: Views, median: Tensor, ids: Tensor
-) -> None:
+def _inspect(pairs: Pairs, order: Tensor, starts: Tensor, views: Views, median: Tensor, ids: Tensor) -> None:
     """Fill median depth and ids [H, W] of one view, whose splats are `order` from `starts` of each tile on.
 
     gsplat lists the splats that each pixel composites, near to far: 16 bytes for each of them, 24 with their alphas.
@@ -206,7 +202,7 @@ def _inspect(
         nearest = splat[at.gather(1, crossed.to(torch.uint8).argmax(dim=1, keepdim=True))[:, 0]]
         flat_median[here] = torch.where(crossed.any(dim=1), pairs.depth[nearest], 0)
         strongest = splat[at.gather(1, weights.argmax(dim=1, keepdim=True))[:, 0]]
-        flat_ids[here] = torch.where(counts[here] > 0, names[strongest], -1)
+        flat_ids[here] = torch.where(counts[here] > 0, pairs.row[strongest], -1)
 
 
 def _alphas(pairs: Pairs, splat: Tensor, pixel: Tensor, width: int) -> Tensor:

@@ -308,13 +308,18 @@ def test_forest(standins: None, fade: str | None) -> None:
 def test_forest_visits_what_each_view_sees_only(standins: None, monkeypatch: pytest.MonkeyPatch) -> None:
     forest = plane_forest(3)
     cut: list[torch.Tensor] = []
-    visible = cuda.visible_blocks
+    read: list[tuple[torch.Tensor, torch.Tensor]] = []
+    visible, project = cuda.visible_blocks, cuda.project_exactly
     monkeypatch.setattr(cuda, "visible_blocks", lambda *a: (cut.append(visible(*a)), cut[-1])[1])
-    views = views_of(two_views(camera(8.0), camera(1.0)), fade="minimax")
-    seen, row, _ = cuda._candidates(forest, 1, views, views.world_to_cam[0], views.K[0])
-    for view in range(2):
-        expected = (cut[view][:, None] * BLOCK + torch.arange(BLOCK)).flatten()
-        assert row[seen == view].tolist() == expected[expected < len(forest.levels[1])].tolist()
+    monkeypatch.setattr(cuda, "project_exactly", lambda *a: (read.append((a[2], a[3])), project(*a))[1])
+    cuda.rasterize_forest(forest, views_of(two_views(camera(8.0), camera(2.5)), fade="minimax"), False)
+    touched = [k for k in range(3) if len(cut[2 * k]) + len(cut[2 * k + 1])]
+    assert len(read) == len(touched) > 1
+    assert any(len(cut[2 * k]) != len(cut[2 * k + 1]) for k in touched)
+    for k, (view, row) in zip(touched, read):
+        for c in range(2):
+            expected = (cut[2 * k + c][:, None] * BLOCK + torch.arange(BLOCK)).flatten()
+            assert row[view == c].tolist() == expected[expected < len(forest.levels[k])].tolist()
 
 
 def test_forest_out_of_sight(standins: None) -> None:
