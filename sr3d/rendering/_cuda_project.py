@@ -60,6 +60,11 @@ class Poses:
     eye: Float[Tensor, "v 3"]
     K: Float[Tensor, "v 3 3"]
 
+    @property
+    def focal(self) -> Float[Tensor, "v 2"]:
+        """Focal lengths along x and y, pixels. [V, 2]"""
+        return self.K.diagonal(dim1=1, dim2=2)[:, :2]
+
     @staticmethod
     def of(
         world_to_cam: Float[Tensor, "v 4 4"], K: Float[Tensor, "v 3 3"], origin: Float[Tensor, 3] | None = None
@@ -166,25 +171,44 @@ def project_exactly(
     Returns:
         The candidates that leave a mark, keys not set yet, and their z-depths in float64. [P]
     """
-    g, K = gaussians, poses.K
-    focal, center = K.diagonal(dim1=1, dim2=2)[:, :2], K[:, :2, 2]
-    size = torch.tensor([views.width, views.height], dtype=torch.float64).to(K.device, non_blocking=True)
-    margin = const.EWA_MARGIN * 0.5 * size
-    low, high = -(center + margin) / focal, (size - center + margin) / focal
-    one_pixel = 1 / focal.prod(dim=-1).sqrt().float()
-
-    def faded(opacity: Tensor, z: Tensor, view: Tensor, lod: Lod | None) -> Tensor:
-        if lod is None or views.fade is None:
-            return opacity
-        return fade(opacity, visibility(lod, z.float() * one_pixel[view]), views.fade)
-
+    g = gaussians
     # Most candidates end here: nothing but mean, opacity and footprints has been read of them.
     with torch.no_grad():
         z = (poses.rotation[view, 2] * g.means[row].double()).sum(dim=-1) + poses.shift[view, 2]
-        opacity = faded(g.opacities[row].float(), z, view, lod)
+        opacity = _faded(g.opacities[row].float(), z, view, lod, poses, views)
         at = ((z > views.near) & (z < const.FAR) & (opacity >= const.ALPHA_MIN)).nonzero()[:, 0]
-    view, row, lod = view[at], row[at], None if lod is None else lod.index(at)
+        view, row, lod = view[at], row[at], None if lod is None else lod.index(at)
+        *splats, variances, det = _splat(g, lod, view, row, poses, views)
+        means2d, opacity = splats[0], splats[2]
+        extent = (2 * (opacity / const.ALPHA_MIN).log()).clamp_min(0).sqrt().clamp_max(const.SIGMA_EXTENT)
+        reach = extent[:, None] * variances.sqrt()
+        # Pixel centres lie at +0.5.
+        begin, end = (means2d - reach - 0.5).ceil().clamp_min(0), (means2d + reach + 0.5).floor()
+        inside = (begin[:, 0] < end[:, 0].clamp_max(views.width)) & (begin[:, 1] < end[:, 1].clamp_max(views.height))
+        at = (inside & (opacity >= const.ALPHA_MIN) & (det < torch.inf)).nonzero()[:, 0]
+        view, row, radii = view[at], row[at], reach[at].ceil().clamp(1, _FAR_PIXELS).int()
+    if torch.is_grad_enabled():
+        # Once more, for those that remain: the others neither take memory nor put infinities into gradients.
+        means2d, conics, opacity, z = _splat(g, None if lod is None else lod.index(at), view, row, poses, views)[:4]
+    else:
+        means2d, conics, opacity, z = (t[at] for t in splats)
+    direction = g.means.index_select(0, row).double() + poses.eye.index_select(0, view)
+    depth = z.float()
+    pairs = Pairs(
+        view=view, row=row, means2d=means2d, conics=conics, radii=radii, opacity=opacity, depth=depth, key=depth,
+        rgb=_colors(g, row, direction),
+    )  # fmt: skip
+    return pairs, z.detach()
 
+
+def _splat(
+    g: Splats | Gaussians, lod: Lod | None, view: Tensor, row: Tensor, poses: Poses, views: Views
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Centres, conics, opacities, float64 z-depths, variances along x and y [P, 2], determinants of pairs."""
+    focal, center = poses.focal, poses.K[:, :2, 2]
+    size = torch.tensor([views.width, views.height], dtype=torch.float64).to(focal.device, non_blocking=True)
+    margin = const.EWA_MARGIN * 0.5 * size
+    low, high = -(center + margin) / focal, (size - center + margin) / focal
     rotation = poses.rotation.index_select(0, view)
     cam = (rotation * g.means.index_select(0, row).double()[:, None]).sum(dim=-1) + poses.shift.index_select(0, view)
     z = cam[:, 2]
@@ -199,28 +223,19 @@ def project_exactly(
     xx, xy, yy = (u0 * u0).sum(dim=-1), (u0 * u1).sum(dim=-1), (u1 * u1).sum(dim=-1)
     det = sharp + const.EPS2D * (xx + yy) + const.EPS2D**2
     xx, yy = xx + const.EPS2D, yy + const.EPS2D
-    opacity = faded(g.opacities.index_select(0, row).float(), z, view, lod)
+    opacity = _faded(g.opacities.index_select(0, row).float(), z, view, lod, poses, views)
     if views.antialias:
         opacity = opacity * (sharp / det).clamp_min(const.RATIO_MIN).sqrt()
+    conics = torch.stack([yy, -xy, xx], dim=-1) / det[:, None]
+    return means2d, conics, opacity, z, torch.stack([xx, yy], dim=-1), det
 
-    with torch.no_grad():
-        extent = (2 * (opacity / const.ALPHA_MIN).log()).clamp_min(0).sqrt().clamp_max(const.SIGMA_EXTENT)
-        reach = extent[:, None] * torch.stack([xx, yy], dim=-1).sqrt()
-        # Pixel centres lie at +0.5.
-        begin = (means2d - reach - 0.5).ceil().clamp_min(0)
-        inside = begin < torch.minimum((means2d + reach + 0.5).floor(), size.float())
-        at = (inside.all(dim=-1) & (opacity >= const.ALPHA_MIN) & (det < torch.inf)).nonzero()[:, 0]
-        radii = reach[at].ceil().clamp(1, _FAR_PIXELS).int()
-    view, row = view[at], row[at]
-    conics = (torch.stack([yy, -xy, xx], dim=-1) / det[:, None]).index_select(0, at)
-    means2d, opacity, z = (t.index_select(0, at) for t in (means2d, opacity, z))
-    direction = g.means.index_select(0, row).double() + poses.eye.index_select(0, view)
-    depth = z.float()
-    pairs = Pairs(
-        view=view, row=row, means2d=means2d, conics=conics, radii=radii, opacity=opacity, depth=depth, key=depth,
-        rgb=_colors(g, row, direction),
-    )  # fmt: skip
-    return pairs, z.detach()
+
+def _faded(opacity: Tensor, z: Tensor, view: Tensor, lod: Lod | None, poses: Poses, views: Views) -> Tensor:
+    """Opacity of pairs at z-depths z after the cross-fade. [P]"""
+    if lod is None or views.fade is None:
+        return opacity
+    one_pixel = 1 / poses.focal.prod(dim=-1).sqrt().float()
+    return fade(opacity, visibility(lod, z.float() * one_pixel[view]), views.fade)
 
 
 def ranked(parts: list[Pairs], depths: Float[Tensor, " p"]) -> Pairs:

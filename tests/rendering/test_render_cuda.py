@@ -290,6 +290,14 @@ def test_deep_zoom_gradients(standins: None) -> None:
     assert_same(given, *given.with_gradients(cuda, torch.float32, deep=True), *expected)
 
 
+def test_infinite_splats_put_nothing_into_gradients(standins: None, make: Callable) -> None:
+    given = case(make, [30], antialias=True, fade="minimax")
+    given.gaussians.scales[3] = 1e25
+    grads = given.with_gradients(cuda, torch.float32, deep=True)[1]
+    assert all(g.isfinite().all() for g in grads.values())
+    assert grads["scales"][3].abs().max() == 0 and grads["scales"].abs().max() > 0.1
+
+
 @pytest.mark.parametrize("fade", [None, "minimax", "linear"])
 def test_forest(standins: None, fade: str | None) -> None:
     forest = plane_forest(3, features=30, bumps=0.5)
