@@ -138,6 +138,11 @@ class World:
             name=f"procedural-{self.kind}-{self.seed}",
         )
 
+    def geometry(self, cameras: Cameras) -> tuple[Float[Tensor, "v h w"], Float[Tensor, "v h w 3"]]:
+        """Exact z-depths at pixel centres in metres [V, H, W] and outward normals, world frame, both float64."""
+        depths, _, _, normals = self._geometry(cameras)
+        return torch.from_numpy(depths).double(), torch.from_numpy(normals).double()
+
     def normals(self, cameras: Cameras) -> Float[Tensor, "v h w 3"]:
         """Unit outward surface normals at pixel centres, world frame. [V, H, W, 3]"""
         return torch.from_numpy(self._geometry(cameras)[3])

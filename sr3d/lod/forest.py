@@ -6,9 +6,11 @@ level, rows follow a Hilbert curve and every `BLOCK` of them form a block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -18,10 +20,10 @@ from torch import Tensor
 
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians, Lod
+from sr3d.lod._finer import lay_over, own_rows
 from sr3d.lod.curve import hilbert_order
 
 BLOCK = 1024
-_SAME = 1e-4  # relative difference up to which siblings count as made at one footprint
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -49,7 +51,7 @@ class Split:
 
     Attributes:
         parents: Rows that have children in this level, ascending. [P]
-        finer: Native footprint of their children, world units per pixel. [P]
+        finer: Smallest native footprint of their children, world units per pixel. [P]
         blocks: Blocks that hold those rows, ascending. [Q]
         finest: `Blocks.finest` of these blocks from now on. [Q]
     """
@@ -74,7 +76,7 @@ class Level:
     """
 
     number: int
-    origin: Float[Tensor, "3"]
+    origin: Float[Tensor, 3]
     gaussians: Gaussians
     parents: Int[Tensor, " n"]
     blocks: Blocks
@@ -125,6 +127,8 @@ class Forest:
     def magnification(self) -> float:
         """How much finer the finest level is than the first, by the first Gaussian of each."""
         natives = [float(level.lod.native[0]) for level in self.levels]
+        if not all(0 < native < math.inf for native in natives):
+            raise Sr3dError(self.name, "lod.native", f"{natives} first in the levels", "finite footprints > 0")
         return natives[0] / min(natives)
 
     @cached_property
@@ -159,6 +163,20 @@ class Forest:
         Raises:
             Sr3dError: A later level densifies rows that do not exist.
         """
+        own = self.levels[level]
+        if own.parents.device.type != "cpu":
+            return self._finer_on_device(level, blocks)
+        out = torch.empty(len(blocks), BLOCK)
+        own_rows(own.lod.finer.numpy(), blocks.numpy(), BLOCK, out.numpy())
+        for later in self.levels[level + 1 :]:
+            split = later.split.parents.numpy(), later.split.finer.numpy()
+            rows = self.starts[level], self.starts[level + 1]
+            if len(split[0]) and not lay_over(*split, *rows, blocks.numpy(), BLOCK, out.numpy()):
+                raise Sr3dError(self.name, f"level {later.number}: split parents", "not ascending", "sorted rows")
+        return out
+
+    def _finer_on_device(self, level: int, blocks: Int[Tensor, " v"]) -> Float[Tensor, "v block"]:
+        """The same in torch: what CUDA runs."""
         own, count = self.levels[level], len(self.levels[level])
         rows = blocks[:, None] * BLOCK + torch.arange(BLOCK, device=blocks.device)
         out = own.lod.finer[rows.clamp(max=count - 1)]
@@ -221,6 +239,9 @@ class Forest:
     def append(self, children: Gaussians, parents: Int[Tensor, " n"]) -> Forest:
         """Add a level; time and memory follow the new level, not the forest.
 
+        A parent's `finer` is the smallest footprint of its children: where they differ (a depth edge inside the
+        parent), it stays until the last of them is there.
+
         Args:
             children: [N]; `lod.native` is used, the other fields of `lod` follow from the parents. Means may be
                 float64, and have to be where float32 is coarser than their footprint.
@@ -231,8 +252,8 @@ class Forest:
 
         Raises:
             Sr3dError: No children, batch axes, no `lod`, impossible footprints (children must be finer than their
-                parents), parents that do not exist, are of different levels or have children already, siblings of
-                different footprints, or another SH degree or feature width than the forest's.
+                parents), parents that do not exist, are of different levels or have children already, or another SH
+                degree or feature width than the forest's.
         """
         where = "sr3d.lod.Forest.append"
         lod = _check(where, children)
@@ -258,9 +279,7 @@ class Forest:
             worst = int((native >= coarser).nonzero()[0, 0])
             found = f"child {worst} of footprint {native[worst]:g}, its parent's is {coarser[worst]:g}"
             raise Sr3dError(where, "lod.native", found, "children finer than their parents")
-        made = torch.empty(len(unique)).scatter_(0, inverse, native[parents >= 0])
-        if ((native[parents >= 0] / made[inverse] - 1).abs() > _SAME).any():
-            raise Sr3dError(where, "lod.native", "children of one parent differ", "one footprint for all siblings")
+        made = torch.full((len(unique),), torch.inf).scatter_reduce_(0, inverse, native[parents >= 0], "amin")
         number = numbers[0] + 1 if numbers else self.levels[-1].number
         children = _with_lod(children, native, coarser, torch.zeros_like(coarser), number)
         order = hilbert_order(children.means)
@@ -390,9 +409,9 @@ def _with_lod(gaussians: Gaussians, native: Tensor, coarser: Tensor, finer: Tens
 
 
 def _by_level(numbers: Int[Tensor, " m"], starts: Sequence[int]) -> list[tuple[int, slice, Tensor]]:
-    """Ascending numbers cut at the levels' starts: level, place in `numbers`, numbers counted from the level's start."""
+    """Ascending numbers cut at the levels' starts: level, place in `numbers`, numbers counted from its start."""
     cuts = torch.searchsorted(numbers, torch.tensor(starts, dtype=numbers.dtype, device=numbers.device)).tolist()
-    spans = enumerate(zip(cuts, cuts[1:]))
+    spans = enumerate(pairwise(cuts))
     return [(k, slice(a, b), numbers[a:b] - starts[k]) for k, (a, b) in spans if a < b]
 
 

@@ -23,11 +23,15 @@ def visibility(s, native, coarser, finer):
     if s >= native:
         if not coarser < _INF:
             return ONE, ZERO
+        if s >= coarser:
+            return ZERO, ZERO
         room = max(math.log(coarser / native), _ROOM)
         a, slope = math.log(coarser / s) / room, -ONE / (s * room)
     else:
         if not finer > ZERO:
             return ONE, ZERO
+        if s <= finer:
+            return ZERO, ZERO
         room = max(math.log(native / finer), _ROOM)
         a, slope = math.log(s / finer) / room, ONE / (s * room)
     if a >= ONE:

@@ -5,8 +5,8 @@ s = ½A·dx² + B·dx·dy + ½C·dy²), 5 opacity, 6-8 rgb, 9 z-depth, 10-11 the
 12-13 z-depth again, as one float64. Its box is the range of 16×16 tiles x0 ≤ x < x1, y0 ≤ y < y1 that it can reach,
 empty where it is not drawn.
 
-Positions are relative to an origin and reach the camera frame in float64: a pixel of a focal length of 10⁹ is far
-below what float32 resolves at the Gaussian's distance. All that is relative to a Gaussian is float32.
+Positions are offsets from an origin and reach the camera frame in float64: a pixel of a focal length of 10⁹ is far
+below what float32 resolves at the Gaussian's distance. All that is relative to a Gaussian or the camera is float32.
 """
 
 from __future__ import annotations
@@ -47,22 +47,27 @@ BLOCK = 512  # Gaussians whose pose gradient is summed into one row: the same su
 
 _INF = np.float32(np.inf)
 _FAR, _ALPHA_MIN, _TINY = np.float32(const.FAR), np.float32(const.ALPHA_MIN), np.float32(1e-12)
+_PIXELS = np.float32(const.SIGMA_EXTENT * math.sqrt(const.EPS2D) + 1)  # of the low-pass and of rounding to pixels
 _SIGMA_EXTENT, _RATIO_MIN = np.float32(const.SIGMA_EXTENT), np.float32(const.RATIO_MIN)
 
 
 @njit(cache=True, fastmath=FASTMATH, error_model="numpy")
 @no_type_check
-def _relative(means, i, shift):
-    """Mean i as seen from the camera's position, world axes, float64."""
-    return np.float64(means[i, 0]) + shift[0], np.float64(means[i, 1]) + shift[1], np.float64(means[i, 2]) + shift[2]
+def _placed(means, i, origin, pose):
+    """Mean i in the world frame and in the camera frame, float64."""
+    m = np.float64(means[i, 0]) + origin[0], np.float64(means[i, 1]) + origin[1], np.float64(means[i, 2]) + origin[2]
+    p = times(pose, m)
+    return m, (p[0] + pose[0, 3], p[1] + pose[1, 3], p[2] + pose[2, 3])
 
 
 @njit(cache=True, fastmath=FASTMATH, error_model="numpy")
 @no_type_check
-def _direction(m):
-    """Unit vector from the camera to a Gaussian at m and its inverse length, float32."""
-    inverse = ONE / max(np.float32(math.sqrt(m[0] * m[0] + m[1] * m[1] + m[2] * m[2])), _TINY)
-    return (np.float32(m[0]) * inverse, np.float32(m[1]) * inverse, np.float32(m[2]) * inverse), inverse
+def _direction(m, pose):
+    """Unit vector from the camera to a Gaussian at m, world frame, and its inverse length; float32."""
+    back = transposed_times(pose, (pose[0, 3], pose[1, 3], pose[2, 3]))
+    x, y, z = np.float32(m[0] + back[0]), np.float32(m[1] + back[1]), np.float32(m[2] + back[2])
+    inverse = ONE / max(math.sqrt(x * x + y * y + z * z), _TINY)
+    return (x * inverse, y * inverse, z * inverse), inverse
 
 
 @njit(cache=True, error_model="numpy")
@@ -78,7 +83,7 @@ def _slopes(K, width, height):
 @no_type_check
 def project(
     part, parts, visited, block, means, quats, scales, opacities, sh, native, coarser, finer, mode,
-    pose, shift, K, width, height, antialias, near, splats, depths, boxes,
+    pose, origin, K, width, height, antialias, near, splats, depths, boxes,
 ):  # fmt: skip
     """Project the `part`-th share of the visited blocks of Gaussians into one view.
 
@@ -86,8 +91,8 @@ def project(
     [·, 16], `depths` (the same memory seen as float64 [·, 8]) and `boxes` [·, 4] (x0, x1, y0, y1). `finer` has the
     rows of the splats, all else those of the Gaussians; with `mode` 0 the three footprints are not read.
 
-    Gaussians are float32 in C order (means also float64). `pose` [4, 4] is world to camera; `shift` [3] is the origin
-    of the means minus the camera's position; `K` [3, 3]; all three float64.
+    Gaussians are float32 in C order (means also float64). `pose` [4, 4] is world to camera, `origin` [3] that of
+    the means, `K` [3, 3]; all three float64.
     """
     count, rows = sh.shape[1], means.shape[0]
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
@@ -101,10 +106,20 @@ def project(
         for i in range(first, min(first + block, rows)):
             o = block * k + i - first
             boxes[o] = 0
-            m = _relative(means, i, shift)
-            p = times(pose, m)
+            m, p = _placed(means, i, origin, pose)
             z = np.float32(p[2])
             if not (z > near and z < _FAR and opacities[i] >= _ALPHA_MIN):
+                continue
+            inverse_z = 1.0 / p[2]
+            tx, ty = p[0] * inverse_z, p[1] * inverse_z
+            u, v = np.float32(fx * tx + cx), np.float32(fy * ty + cy)
+            scale = np.float32(fx * inverse_z), np.float32(fy * inverse_z)
+            slope_x, slope_y = np.float32(clamp(tx, left, right)), np.float32(clamp(ty, top, bottom))
+            # Most of what is outside the frame is found out before anything dear: √(1 + slope²) ≤ 1 + |slope|.
+            widest = _SIGMA_EXTENT * max(scales[i, 0], scales[i, 1], scales[i, 2])
+            bound_x = widest * scale[0] * (ONE + abs(slope_x)) + _PIXELS
+            bound_y = widest * scale[1] * (ONE + abs(slope_y)) + _PIXELS
+            if u + bound_x < ZERO or u - bound_x > w or v + bound_y < ZERO or v - bound_y > h:
                 continue
             opacity = opacities[i]
             if mode > 0:
@@ -112,11 +127,6 @@ def project(
                 opacity = faded(opacity, a, mode)
                 if not opacity >= _ALPHA_MIN:
                     continue
-            inverse_z = 1.0 / p[2]
-            tx, ty = p[0] * inverse_z, p[1] * inverse_z
-            u, v = np.float32(fx * tx + cx), np.float32(fy * ty + cy)
-            scale = np.float32(fx * inverse_z), np.float32(fy * inverse_z)
-            slope_x, slope_y = np.float32(clamp(tx, left, right)), np.float32(clamp(ty, top, bottom))
             row0, row1, _ = factor(quats, scales, i, turn, scale, slope_x, slope_y)
             xx, xy, yy = dot(row0, row0) + EPS2D, dot(row0, row1), dot(row1, row1) + EPS2D
             sharp, det = determinants(row0, row1)
@@ -143,7 +153,7 @@ def project(
                 for c in range(3):
                     splats[o, 6 + c] = max(HALF + C0 * sh[i, 0, c], ZERO)
             else:
-                direction, _ = _direction(m)
+                direction, _ = _direction(m, pose)
                 basis_values(direction, count, basis)
                 for c in range(3):
                     value = HALF
@@ -155,7 +165,7 @@ def project(
 @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 @no_type_check
 def project_backward(
-    part, parts, means, quats, scales, opacities, sh, native, coarser, finer, mode, pose, shift, K, width, height,
+    part, parts, means, quats, scales, opacities, sh, native, coarser, finer, mode, pose, origin, K, width, height,
     antialias, first, pair_grads, g_means, g_quats, g_scales, g_opacities, g_sh, g_features, g_pose,
 ):  # fmt: skip
     """Add the gradients of one view and the `part`-th share of Gaussians to g_*. Arguments as in `project`.
@@ -185,8 +195,7 @@ def project_backward(
                 g_features[i, c] += s[10 + c]
 
             # Forward values again: cheaper than keeping them.
-            m = _relative(means, i, shift)
-            p = times(pose, m)
+            m, p = _placed(means, i, origin, pose)
             z, inverse_z = np.float32(p[2]), np.float32(1.0 / p[2])
             tx, ty = p[0] / p[2], p[1] / p[2]
             u, v = np.float32(clamp(tx, left, right)), np.float32(clamp(ty, top, bottom))
@@ -261,7 +270,7 @@ def project_backward(
                     if HALF + C0 * sh[i, 0, c] >= ZERO:
                         g_sh[i, 0, c] += C0 * s[6 + c]
             else:
-                d, inverse_length = _direction(m)
+                d, inverse_length = _direction(m, pose)
                 basis_values(d, count, basis)
                 g_basis[:] = ZERO
                 for c in range(3):
@@ -284,8 +293,7 @@ def project_backward(
             g_means[i, 2] += g_m[2] + g_d[2]
             if need_pose:
                 # Gradients to R and t of p = R·mean + t, the mean in the world frame.
-                world = np.float32(means[i, 0]), np.float32(means[i, 1]), np.float32(means[i, 2])
-                add_outer(g_rotation, g_p, world)
+                add_outer(g_rotation, g_p, (np.float32(m[0]), np.float32(m[1]), np.float32(m[2])))
                 add_outer(g_rotation, v0, col0)
                 add_outer(g_rotation, v1, col1)
                 add_outer(g_rotation, v2, col2)

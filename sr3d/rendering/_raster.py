@@ -113,6 +113,20 @@ def _blend_features(extra, weights, members, filled, features):
 
 @intrinsic
 @no_type_check
+def _copy_row(typingctx, out, out_row, row, in_row):
+    """out[out_row] = row[in_row]"""
+
+    def codegen(context, builder, signature, args):
+        source = _row_pointer(context, builder, signature.args[2], args[2], args[3])
+        target = _row_pointer(context, builder, signature.args[0], args[0], args[1])
+        builder.store(builder.load(source, align=4), target, align=4)
+        return context.get_dummy_value()
+
+    return types.none(out, types.intp, row, types.intp), codegen
+
+
+@intrinsic
+@no_type_check
 def _add_scaled_row(typingctx, out, out_row, row, in_row, factor):
     """out[out_row] += factor · row[in_row]. LLVM does not vectorise this over the feature channels by itself."""
 
@@ -246,7 +260,7 @@ def draw(part, parts, splats, features, start, members, image, transmittance):
     height, width = transmittance.shape
     across, channels = (width + TILE - 1) // TILE, features.shape[1]
     tiles = across * ((height + TILE - 1) // TILE)
-    tile = np.empty((5, TILE, TILE), np.float32)  # transmittance, r, g, b, depth
+    tile = np.empty((6, TILE, TILE), np.float32)  # transmittance, r, g, b, depth, weight of the current splat
     extra = np.empty((channels * TILE, TILE), np.float32)
     # Per row of pixels, the weights of the splats that reach it: which ones, and how many.
     weights, which = np.empty((TILE * BATCH, TILE), np.float32), np.empty((TILE, BATCH), np.int32)
@@ -266,7 +280,6 @@ def draw(part, parts, splats, features, start, members, image, transmittance):
             for y in range(max(np.int64(splats[i, 10]) - top, 0), min(np.int64(splats[i, 11]) - top, TILE)):
                 dy = y0 + np.float32(y)
                 By, Cyy = B * dy, C * dy * dy
-                slot = y * BATCH + filled[y]
                 for x in range(TILE):
                     dx = x0 + np.float32(x)
                     s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
@@ -285,8 +298,9 @@ def draw(part, parts, splats, features, start, members, image, transmittance):
                     tile[2, y, x] += w * g
                     tile[3, y, x] += w * b
                     tile[4, y, x] += w * depth
-                    weights[slot, x] = w
+                    tile[5, y, x] = w
                 if channels > 0:
+                    _copy_row(weights, y * BATCH + filled[y], tile, 5 * TILE + y)
                     which[y, filled[y]] = i
                     filled[y] += 1
             if p % BATCH == BATCH - 1:

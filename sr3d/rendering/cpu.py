@@ -123,12 +123,8 @@ def _blank(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _view_arrays(pose: Tensor, K: Tensor, origin: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pose, origin of the means minus the camera's position, and K, all float64.
-
-    In NumPy and without a matrix product: torch's could wait for threads that a forked worker does not have.
-    """
-    P = pose.contiguous().numpy()
-    return P, origin.numpy() + (P[:3, :3] * P[:3, 3:]).sum(axis=0), K.contiguous().numpy()
+    """Pose, origin of the means, and K, all float64."""
+    return pose.contiguous().numpy(), origin.numpy(), K.contiguous().numpy()
 
 
 def _tiled(splats: np.ndarray, boxes: np.ndarray, views: Views, K: Tensor) -> _View:
@@ -201,12 +197,12 @@ class _Rasterize(torch.autograd.Function):
             np.subtract(np.float32(1), view.transmittance, out=alpha[b, c])
             if any(ctx.needs_input_grad):
                 kept.append(view)
-        images = [torch.from_numpy(a).to(means.dtype) for a in (image, alpha, median)]
-        outputs = (*images, torch.from_numpy(ids))
-        ctx.save_for_backward(*tensors, world_to_cam, outputs[0])
+        out_image, out_alpha, out_median = (torch.from_numpy(a).to(means.dtype) for a in (image, alpha, median))
+        out_ids = torch.from_numpy(ids)
+        ctx.save_for_backward(*tensors, world_to_cam, out_image)
         ctx.kept, ctx.offsets, ctx.views = kept, offsets, views
-        ctx.mark_non_differentiable(outputs[2], outputs[3])
-        return outputs
+        ctx.mark_non_differentiable(out_median, out_ids)
+        return out_image, out_alpha, out_median, out_ids
 
     @staticmethod
     @once_differentiable

@@ -48,14 +48,14 @@ def visible_blocks(
     part = forest.levels[level]
     blocks, finest = part.blocks, forest.finest[level]
     pose, lens = (t.double().cpu().contiguous().numpy() for t in (world_to_cam, K))
-    turn = np.ascontiguousarray(pose[:3, :3])
+    turn, focal = np.ascontiguousarray(pose[:3, :3]), math.sqrt(lens[0, 0] * lens[1, 1])
     shift = (turn * part.origin.cpu().numpy()).sum(axis=1) + pose[:3, 3]
-    view = turn, shift, _planes(lens, width, height), math.sqrt(lens[0, 0] * lens[1, 1]), float(near), bool(lod)
+    planes = _planes(lens, width, height)
     table = blocks.lower, blocks.upper, blocks.reach, finest, blocks.coarsest
     if part.parents.device.type != "cpu":
-        return torch_visible(*table, *view)
+        return torch_visible(*table, turn, shift, planes, focal, near, lod)
     out = np.empty(len(finest), np.int64)
-    count = _visible(*(t.numpy() for t in table), *view, out)
+    count = _visible(*(t.numpy() for t in table), turn, shift, planes, focal, near, lod, out)
     return torch.from_numpy(out[:count])
 
 
@@ -122,7 +122,7 @@ def torch_visible(
     finest: Float[Tensor, " b"],
     coarsest: Float[Tensor, " b"],
     rotation: Float[np.ndarray, "3 3"],
-    shift: Float[np.ndarray, "3"],
+    shift: Float[np.ndarray, 3],
     planes: Float[np.ndarray, "4 4"],
     focal: float,
     near: float,

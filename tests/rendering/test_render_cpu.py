@@ -14,7 +14,6 @@ from sr3d.lod import Lod
 from sr3d.rendering import cpu, reference, render
 from sr3d.rendering.job import Raster, Splats, Views
 
-
 NAMES = ["means", "quats", "scales", "opacities", "sh", "features", "world_to_cam"]
 
 

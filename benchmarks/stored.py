@@ -1,0 +1,145 @@
+"""Frame time and memory against stored Gaussians, with the visible ones the same."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from matplotlib import pyplot as plt
+
+import sr3d
+from common import Report, measure
+from sr3d import Cameras, Gaussians
+from sr3d.datasets import World
+from sr3d.datasets.pyramid import pyramid
+from sr3d.lod import Forest
+
+SEED = 30_002  # a world of the procedural test split
+ROOM = 20.0  # metres between copies: more than a room's size
+
+
+def copies_of(base: Gaussians, count: int) -> Gaussians:
+    """The scene `count` times, side by side in world x."""
+    shifts = [torch.tensor([ROOM * i, 0, 0], dtype=base.means.dtype) for i in range(count)]
+    return Gaussians.cat([replace(base, means=base.means + shift) for shift in shifts])
+
+
+def stored_study(report: Report, copies: list[int], size: int, repeats: int) -> None:
+    """Table, plot and JSON: the same frame of a four-level forest that is stored alone and among its copies.
+
+    Every forest is timed in turn with the smallest one; the last is also written, mapped and drawn in a new process.
+    """
+    world = World.generate(SEED)
+    camera = world.sample_cameras(1, size, size)[0].to(torch.float64)
+    view = camera.resized(4 * size, 4 * size).zoomed(1.5)
+    base = pyramid(world, camera, 4, 2).gaussians(torch.float64)
+    alone = Forest.from_gaussians(base)
+    expected = sr3d.render(alone, view).rgb
+    rows = []
+    for count in copies:
+        forest = Forest.from_gaussians(copies_of(base, count))
+        difference = (sr3d.render(forest, view).rgb - expected).double().square().mean().item()
+        time = measure(lambda: sr3d.render(forest, view), lambda: sr3d.render(alone, view), repeats)  # noqa: B023
+        flat = _flat_ms(forest, view) if count <= 4 else None
+        rows.append(
+            {
+                "stored": len(forest),
+                "ms": time.ms,
+                "ratio to the smallest": time.ratio,
+                "ms without blocks": flat or "-",
+                "dB to the smallest": -10 * math.log10(max(difference, 1e-15)),
+            }
+        )
+    report.table("frame time, the same visible cut", rows)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scene.sr3d"
+        forest.save(path)
+        report.table("mapped from files, in a new process", [_mapped(path, view, time.yardstick_ms)])
+    _plot(report.folder / "stored.png", rows)
+
+
+def _flat_ms(forest: Forest, view: Cameras) -> float:
+    """One frame that tests every stored Gaussian, milliseconds."""
+    flat = forest.gaussians()
+    return measure(lambda: sr3d.render(flat, view), lambda: None, 3).ms
+
+
+def _mapped(path: Path, view: Cameras, alone_ms: float) -> dict[str, object]:
+    """Open and draw in a process of its own, whose memory nothing else has touched."""
+    torch.save({"pose": view.world_to_cam, "K": view.K, "size": (view.width, view.height)}, path.parent / "view.pt")
+    command = [sys.executable, __file__, str(path), str(path.parent / "view.pt")]
+    out = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    size = sum(file.stat().st_size for file in path.iterdir())
+    return {
+        "file MB": size / 1e6,
+        "open ms": out["open_ms"],
+        "first frame ms": out["first_ms"],
+        "frame ms": out["frame_ms"],
+        "ratio to the smallest in memory": out["frame_ms"] / alone_ms,
+        "file pages resident MB": out["mapped_mb"],
+        "share of the file": out["mapped_mb"] * 1e6 / size,
+        "process grew MB": out["grew_mb"],
+        "growth / file": out["grew_mb"] * 1e6 / size,
+    }
+
+
+def _memory(name: str, smaps: str | None = None) -> float:
+    """MB of resident memory of this process: all of it, or the pages of files whose path contains `smaps`."""
+    if smaps is None:
+        line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(name))
+        return int(line.split()[1]) / 1e3
+    total, inside = 0, False
+    for row in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in row.split()[0] and ":" not in row.split()[0]:
+            inside = smaps in row
+        elif inside and row.startswith(name):
+            total += int(row.split()[1])
+    return total / 1e3
+
+
+def _child(path: str, view_file: str) -> None:
+    """Measure one mapped forest and print JSON."""
+    from common import seconds
+
+    saved = torch.load(view_file, weights_only=True)
+    view = Cameras(world_to_cam=saved["pose"], K=saved["K"], width=saved["size"][0], height=saved["size"][1])
+    small = World.generate(SEED)
+    warm = pyramid(small, small.sample_cameras(1, 64, 64)[0].to(torch.float64), 4, 2)
+    for _ in range(3):
+        sr3d.render(warm, view)  # the frame's own images and splats are not the forest's memory
+    before = _memory("VmRSS")
+    forests: list[Forest] = []
+    opened = seconds(lambda: forests.append(Forest.load(path)))
+    first = seconds(lambda: sr3d.render(forests[0], view))
+    frame = sorted(seconds(lambda: sr3d.render(forests[0], view)) for _ in range(15))[7]
+    result = {
+        "open_ms": 1e3 * opened,
+        "first_ms": 1e3 * first,
+        "frame_ms": 1e3 * frame,
+        "mapped_mb": _memory("Rss", path),
+        "grew_mb": _memory("VmRSS") - before,
+    }
+    print(json.dumps(result))
+
+
+def _plot(path: Path, rows: list[dict[str, object]]) -> None:
+    figure, axes = plt.subplots(figsize=(6, 4))
+    stored = [row["stored"] for row in rows]
+    axes.plot(stored, [row["ms"] for row in rows], "o-", label="forest: blocks in view only")
+    flat = [(row["stored"], row["ms without blocks"]) for row in rows if row["ms without blocks"] != "-"]
+    axes.plot(*zip(*flat), "s--", label="all Gaussians tested in every frame")
+    axes.set(xscale="log", yscale="log", xlabel="stored Gaussians", ylabel="ms per frame", title="Same visible cut")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])
