@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 import json
-import mmap
 import os
 import re
 import struct
@@ -253,22 +252,18 @@ def resident(folder: Path) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no /proc")
-def test_only_what_a_frame_needs_is_read(tmp_path, monkeypatch):
-    mapping = mmap.mmap
-
-    def small_pages(*args, **kwargs) -> mmap.mmap:
-        """Else the system counts 2 MiB where 4 KiB are touched."""
-        made = mapping(*args, **kwargs)
-        made.madvise(mmap.MADV_NOHUGEPAGE)
-        return made
-
-    monkeypatch.setattr(mmap, "mmap", small_pages)
+def test_only_what_a_frame_needs_is_read(tmp_path):
     n, g = 200_000, torch.Generator().manual_seed(0)
     centers = torch.rand(n, 3, generator=g, dtype=torch.float64) * torch.tensor([8, 8, 0.1]) + torch.tensor([-4, -4, 4])
     native = torch.full((n,), 0.01, dtype=torch.float64)
     write_forest(Forest.from_gaussians(surfels(centers, native, g, features=16)), tmp_path / "big.sr3d")
-    size = (tmp_path / "big.sr3d" / "level-000.safetensors").stat().st_size
+    file = os.open(tmp_path / "big.sr3d" / "level-000.safetensors", os.O_RDONLY)
+    size = os.fstat(file).st_size
     assert size > 28e6
+    # Out of the system's cache, of which it would map large pieces around every touched page.
+    os.fsync(file)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(file)
     began = time.perf_counter()
     forest = read_forest(tmp_path / "big.sr3d")
     took = time.perf_counter() - began
@@ -276,7 +271,7 @@ def test_only_what_a_frame_needs_is_read(tmp_path, monkeypatch):
     sr3d.render(forest, camera(64, target=(3.5, 3.5, 4.05)), features=True)
     drawn = resident(tmp_path)
     print(f"{size / 1e6:.1f} MB, opened in {1000 * took:.1f} ms, {opened / size:.3%}, after a frame {drawn / size:.2%}")
-    assert opened < 0.05 * size and opened <= drawn < 0.2 * size
+    assert opened < 0.01 * size and 0 < drawn < 0.15 * size
     check_forest(forest)
     assert resident(tmp_path) > 0.9 * size
 
