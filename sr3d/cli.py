@@ -18,6 +18,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "eval": verbs.evaluate,
     "upscale": verbs.upscale,
     "zoom": verbs.zoom,
+    "convert": verbs.convert,
     "demo": verbs.demo,
 }
 

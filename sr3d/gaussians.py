@@ -199,16 +199,23 @@ class Gaussians:
 
     @staticmethod
     def load(path: str | Path) -> Gaussians:
-        """Read a 3DGS `.ply` (see `sr3d.io.ply.read_ply`)."""
-        from sr3d.io.ply import read_ply
+        """Read a 3DGS `.ply` (see `sr3d.io.read_ply`), or all levels of a `.sr3d` forest (`sr3d.io.read_forest`)."""
+        from sr3d.io import read_forest, read_ply
 
-        return read_ply(path)
+        return read_forest(path).gaussians() if Path(path).suffix == ".sr3d" else read_ply(path)
 
     def save(self, path: str | Path) -> None:
-        """Write a standard 3DGS `.ply` (see `sr3d.io.ply.write_ply`)."""
-        from sr3d.io.ply import write_ply
+        """Write a standard 3DGS `.ply` (see `sr3d.io.write_ply`), or a `.sr3d` forest (`sr3d.io.write_forest`).
 
-        write_ply(self, path)
+        A forest needs `lod`, and keeps means of float64 more closely than a ply.
+        """
+        from sr3d.io import write_forest, write_ply
+        from sr3d.lod import Forest
+
+        if Path(path).suffix == ".sr3d":
+            write_forest(Forest.from_gaussians(self.to("cpu")), path)
+        else:
+            write_ply(self, path)
 
     def _map(self, f) -> Gaussians:  # type: ignore[no-untyped-def]
         """Apply f(tensor, axis of N counted from the end) to every tensor but those of `lod`."""

@@ -190,6 +190,38 @@ def upscale(
     print(f"{size}: {len(coarse):,} coarse, {len(fine):,} fine Gaussians in {seconds:.1f} s: {output}")
 
 
+def convert(source: Path, destination: Path) -> None:
+    """Turn a .ply with levels of detail into a .sr3d forest, or a forest, checked in full, into a .ply.
+
+    Args:
+        source: Gaussians to read, .ply or .sr3d.
+        destination: Gaussians to write, .sr3d or .ply.
+    """
+    from dataclasses import replace
+
+    from sr3d.gaussians import Gaussians
+    from sr3d.io import check_forest, read_forest
+    from sr3d.lod import Lod
+
+    for path in (source, destination):
+        if path.suffix not in (".ply", ".sr3d"):
+            raise Sr3dError("sr3d convert", str(path), repr(path.suffix), "a name that ends in .ply or .sr3d")
+    if source.suffix == ".sr3d":
+        forest = read_forest(source)
+        check_forest(forest)
+        gaussians = forest.gaussians()
+    else:
+        gaussians = Gaussians.load(source)
+        if gaussians.lod is None:
+            # Without levels nothing ever fades; the size of a Gaussian stands in for the pixel that it was made for.
+            size = gaussians.scales.amax(dim=-1).clamp_min(1e-12)
+            gaussians = replace(gaussians, lod=Lod.roots(size))
+    gaussians.save(destination)
+    assert gaussians.lod is not None
+    levels = len(gaussians.lod.level.unique())
+    print(f"{source} -> {destination}: {len(gaussians):,} Gaussians, {levels} level{'s' if levels != 1 else ''}")
+
+
 def zoom(
     scene: Path,
     *,

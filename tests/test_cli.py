@@ -3,18 +3,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from lod_scenes import camera, plane_forest
 from rich.console import Console
 from small import small_capture, small_checkpoint, small_config
 
-from sr3d import Gaussians, demo
+from sr3d import Gaussians, demo, render
 from sr3d.capture import CaptureConfig
 from sr3d.cli import VERBS, build_parser, main
 from sr3d.datasets.procedural import pack_procedural
 from sr3d.demo import DemoConfig, busiest_pixel, clear_output, make_shards, run_demo
+from sr3d.lod import Forest
 
 SIZE = 32
 
@@ -93,6 +96,27 @@ def test_upscale_writes_gaussians_of_the_chosen_views(photos: Path, checkpoint: 
     # 80 x 60 reduced by four is 20 x 15: two views of 300 parents with 16 children.
     assert len(fine) == 2 * 300 * 16
     assert fine.lod is not None and torch.isinf(fine.lod.coarser).all()
+
+
+def test_convert_between_ply_and_forest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forest = plane_forest(3, 2, bumps=2.0)  # no two at one depth, whose order would count
+    forest.gaussians().save(tmp_path / "levels.ply")
+    assert main(["convert", str(tmp_path / "levels.ply"), str(tmp_path / "scene.sr3d")]) == 0
+    assert f"{len(forest):,} Gaussians, 3 levels" in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "scene.sr3d"), str(tmp_path / "again.ply")]) == 0
+    views = [camera(f) for f in (1.0, 2.7)]
+    for view in views:
+        expected = render(forest, view).rgb
+        for file in ("scene.sr3d", "again.ply"):
+            assert (render(Gaussians.load(tmp_path / file), view).rgb - expected).abs().mean() < 1e-4
+    # Somebody else's ply has no levels: one level that never fades.
+    plain = replace(forest.gaussians(), lod=None)
+    plain.save(tmp_path / "plain.ply")
+    assert main(["convert", str(tmp_path / "plain.ply"), str(tmp_path / "plain.sr3d")]) == 0
+    found = render(Forest.load(tmp_path / "plain.sr3d"), views[1]).rgb
+    assert (found - render(plain, views[1]).rgb).abs().mean() < 1e-4
+    assert main(["convert", str(tmp_path / "plain.ply"), str(tmp_path / "plain.splat")]) == 2
+    assert "ends in .ply or .sr3d" in capsys.readouterr().err
 
 
 def test_eval_scores_both_sources_of_depth(photos: Path, checkpoint: Path, tmp_path: Path) -> None:

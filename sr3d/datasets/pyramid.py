@@ -36,8 +36,9 @@ def pyramid(
 
     Level 0 is the camera's own image. Level l has the pixels of the camera with factorˡ times its focal length: of the
     whole frame, or of the part that the frame at magnification factorˡ⁻¹ about `center` shows (what a zoom loop
-    densifies). The parent of a pixel is the pixel of the level before that contains its centre, or the neighbour of that
-    one whose depth is nearest (at depth edges); it is a new root where none is near. Surfels lie in the true surface, sized by the Nyquist rule (WonderZoom A3) and stretched where the surface is slanted.
+    densifies). The parent of a pixel is the pixel of the level before that contains its centre, or the neighbour of
+    that one whose depth is nearest (at depth edges); it is a new root where none is near. Surfels lie in the true
+    surface, sized by the Nyquist rule (WonderZoom A3) and stretched where the surface is slanted.
 
     Args:
         world: Gives colours, depths and normals.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sr3d.cameras import Cameras
@@ -39,6 +39,7 @@ class ZoomLevel:
         gaussians: Gaussians that this level added.
         footprint: Median native footprint of this level, world units per pixel.
         cameras: Frames that were refined; for level 0 the input cameras.
+        links: Index, in the result of `zoom_into`, of each added Gaussian's parent, −1 where it has none. [gaussians]
         seconds: Wall time.
     """
 
@@ -47,6 +48,7 @@ class ZoomLevel:
     gaussians: int
     footprint: float
     cameras: Cameras
+    links: Int[Tensor, " n"]
     seconds: float
 
 
@@ -105,7 +107,7 @@ def zoom_into(
         expected = len(parents) * (children / network.config.factor**2) ** (level - 1)
         _check_size(level, int(expected), children, max_gaussians)
     if on_level is not None:
-        on_level(_summary(forest, 0, 0, frames, start))
+        on_level(_summary(forest, 0, 0, frames, torch.full((len(forest),), -1), start))
 
     for level in range(1, levels + 1):
         start = time.perf_counter()
@@ -115,9 +117,9 @@ def zoom_into(
             images = _draw(forest, frames)
             parents = _parents(forest, frames, level - 1)
             _check_size(level, len(parents), children, max_gaussians)
-        forest = _refine(forest, parents, Scene(images=images, cameras=frames), network)
+        forest, links = _refine(forest, parents, Scene(images=images, cameras=frames), network)
         if on_level is not None:
-            on_level(_summary(forest, level, len(parents), frames, start))
+            on_level(_summary(forest, level, len(parents), frames, links, start))
     return forest
 
 
@@ -197,18 +199,21 @@ def _in_frames(gaussians: Gaussians, cameras: Cameras) -> Bool[Tensor, " n"]:
     return (near & (depth > _NEAR)).any(dim=0)
 
 
-def _refine(forest: Gaussians, parents: Tensor, views: Scene, network: SuperResolver) -> Gaussians:
-    """The forest with children of those parents that have none yet."""
+def _refine(
+    forest: Gaussians, parents: Tensor, views: Scene, network: SuperResolver
+) -> tuple[Gaussians, Int[Tensor, " n"]]:
+    """The forest with children of those parents that have none yet, and the parent of each child."""
     lod = _lod(forest)
     fresh = lod.finer[parents] == 0
     if not fresh.any():
-        return forest
+        return forest, parents[:0]
     # Parents that were split before take part: they hide what is behind them.
     children = _covering(network.upscale(forest.index(parents), views, network.config.factor))
     n = len(children) // len(parents)
     children = children.index(fresh.repeat_interleave(n))
     finer = lod.finer.index_copy(0, parents[fresh], _lod(children).native[::n])
-    return Gaussians.cat([replace(forest, lod=replace(lod, finer=finer)), children])
+    links = parents[fresh].repeat_interleave(n)
+    return Gaussians.cat([replace(forest, lod=replace(lod, finer=finer)), children]), links
 
 
 def _covering(children: Gaussians) -> Gaussians:
@@ -230,7 +235,7 @@ def _check_size(level: int, parents: int, children: int, limit: int) -> None:
         raise Sr3dError("sr3d.zoom_into", "max_gaussians", found, expected)
 
 
-def _summary(forest: Gaussians, level: int, parents: int, cameras: Cameras, start: float) -> ZoomLevel:
+def _summary(forest: Gaussians, level: int, parents: int, cameras: Cameras, links: Tensor, start: float) -> ZoomLevel:
     lod = _lod(forest)
     native = lod.native[(lod.level == level) & (forest.opacities > 0)]
     return ZoomLevel(
@@ -239,6 +244,7 @@ def _summary(forest: Gaussians, level: int, parents: int, cameras: Cameras, star
         gaussians=int((lod.level == level).sum()),
         footprint=float(native.median()) if len(native) else float("nan"),
         cameras=cameras,
+        links=links.cpu(),
         seconds=time.perf_counter() - start,
     )
 

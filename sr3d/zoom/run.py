@@ -19,6 +19,7 @@ from sr3d.datasets.batch import reduce_scene
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.io import load_scene
+from sr3d.lod import Forest
 from sr3d.models import SuperResolver
 from sr3d.scene import Scene
 from sr3d.zoom.loop import ZoomLevel, zoom_into
@@ -113,7 +114,7 @@ def write_results(
     video_width: int = 512,
     on_frame: Callable[[], None] | None = None,
 ) -> dict[str, object]:
-    """Write `scene.ply`, `zoom.mp4`, `contact.png` and `metrics.json`; files appear only when all are complete.
+    """Write `scene.sr3d`, `scene.ply`, `zoom.mp4`, `contact.png` and `metrics.json`, all complete or none.
 
     The contact sheet shows magnification m with the pixels of the low-resolution input, so that level log_step(m) is
     drawn at its native footprint. The video shows the same fields of view, from the whole frame on, with more pixels:
@@ -142,8 +143,10 @@ def write_results(
     first = low.posed().index([0])
     with _staged(output) as folder:
         start = time.perf_counter()
+        blocks = Forest.from_gaussians(forest.to("cpu"), torch.cat([level.links for level in levels]))
+        blocks.save(folder / "scene.sr3d")
         forest.save(folder / "scene.ply")
-        seconds["scene.ply"] = _lap(start)
+        seconds["scene.sr3d, scene.ply"] = _lap(start)
 
         start = time.perf_counter()
         magnifications = [2.0**i for i in range(factor.bit_length()) if 2**i <= factor]
@@ -155,7 +158,7 @@ def write_results(
         start = time.perf_counter()
         size = video_size(first.width, first.height, video_width)
         path = zoom_path(first, center, float(factor), frames).resized(*size)
-        pictures = draw_path(forest, path, on_frame)
+        pictures = draw_path(blocks.to(forest.means.device), path, on_frame)
         write_video(pictures, folder / "zoom.mp4")
         fixed = (center[0] * size[0] / first.width, center[1] * size[1] / first.height)
         changes = frame_changes(pictures, path, fixed)
@@ -220,6 +223,10 @@ def _staged(output: str | Path) -> Iterator[Path]:
         yield folder
         output.mkdir(exist_ok=True)
         for file in sorted(folder.iterdir()):
+            # A folder (scene.sr3d) cannot take the place of another one that holds files.
+            if (output / file.name).is_dir():
+                os.replace(output / file.name, folder.with_suffix(".old"))
+                shutil.rmtree(folder.with_suffix(".old"))
             os.replace(file, output / file.name)
     except OSError as error:
         raise Sr3dError(output, "output", error.strerror or error, "a folder that can be written") from error

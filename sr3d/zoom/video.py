@@ -14,6 +14,7 @@ from sr3d.cameras import Cameras
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.io.atomic import atomic
+from sr3d.lod import Forest
 from sr3d.rendering import render
 
 
@@ -25,13 +26,13 @@ def video_size(width: int, height: int, longest: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def draw_path(
-    gaussians: Gaussians, path: Cameras, on_frame: Callable[[], None] | None = None
+    gaussians: Gaussians | Forest, path: Cameras, on_frame: Callable[[], None] | None = None
 ) -> UInt8[Tensor, "f h w 3"]:
     """One picture for each camera of a path, in CPU memory. Levels of detail fade by footprint: at twice the image size
     a level comes in at half the magnification.
 
     Args:
-        gaussians: World frame. [N]
+        gaussians: World frame; of a forest only what each frame sees is visited.
         path: F cameras.
         on_frame: Called after each.
     """

@@ -9,13 +9,15 @@ import torch
 
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
+from sr3d.io import check_forest
+from sr3d.lod import Forest
 from sr3d.rendering import render
 from sr3d.zoom import zoom_path
 from sr3d.zoom.measure import consistency, magnify, photograph, resample
 from sr3d.zoom.run import run_zoom, write_results
 from sr3d.zoom.video import video_size, write_video
 
-FILES = ["contact.png", "metrics.json", "scene.ply", "zoom.mp4"]
+FILES = ["contact.png", "metrics.json", "scene.ply", "scene.sr3d", "zoom.mp4"]
 
 
 def test_path_is_exponential_about_the_center(table, target):
@@ -105,6 +107,7 @@ def test_run_zoom(world, table, doubler, tmp_path):
         matrix = (pose @ torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))).tolist()
         frames.append({"file_path": f"{i}.png", "depth_file_path": f"{i}-depth.png", "transform_matrix": matrix})
     K = cameras.K[0]
+    low_camera = cameras.index([0]).resized(19, 19)
     lens = {"fl_x": K[0, 0].item(), "fl_y": K[1, 1].item(), "cx": K[0, 2].item(), "cy": K[1, 2].item()}
     (tmp_path / "transforms.json").write_text(json.dumps({"w": 98, "h": 98, **lens, "frames": frames}))
     with pytest.raises(Sr3dError, match="no such file"):
@@ -122,6 +125,15 @@ def test_run_zoom(world, table, doubler, tmp_path):
     # 98 pixels reduced by 5 (the next whole factor): 19 wide.
     assert metrics["levels"][0]["gaussians"] == 2 * 19 * 19
     assert len(Gaussians.load(tmp_path / "out" / "scene.ply")) == metrics["gaussians"]
+    forest = Forest.load(tmp_path / "out" / "scene.sr3d")
+    check_forest(forest)
+    assert (forest.parents >= 0).sum() == len(forest) - 2 * 19 * 19  # all but level 0
+    frame = low_camera.zoomed(2.5, (8.0, 11.0))
+    from_blocks, from_ply = (render(g, frame).rgb for g in (forest, Gaussians.load(tmp_path / "out" / "scene.ply")))
+    assert (from_blocks - from_ply).abs().mean() < 1e-3
+    # A second run replaces the first.
+    again = run_zoom(*arguments, width=24, frames=6, video_width=64)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES and again["levels"] == metrics["levels"]
     assert iio.imread(tmp_path / "out" / "zoom.mp4", plugin="FFMPEG").shape == (6, 64, 64, 3)
     assert [column["magnification"] for column in metrics["magnifications"]] == [1, 2, 4]
     assert all(column["sr3d"]["psnr"] > 12 for column in metrics["magnifications"])
