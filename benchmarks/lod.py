@@ -20,11 +20,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from common import Report, measure, seconds
 from matplotlib import pyplot as plt
 from torch import Tensor
 
 import sr3d
-from common import Report, measure, seconds
 from sr3d import Cameras, Gaussians
 from sr3d.datasets import World
 from sr3d.datasets.pyramid import pyramid

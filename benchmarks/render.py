@@ -15,10 +15,10 @@ from pathlib import Path
 
 import matplotlib
 import torch
-
-import sr3d
 from common import Report, matrix_product, measure
 from stored import stored_study
+
+import sr3d
 from sr3d import Cameras, Gaussians
 from sr3d.lod import Lod
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from common import Report, measure
 from matplotlib import pyplot as plt
 
 import sr3d
-from common import Report, measure
 from sr3d import Cameras, Gaussians
 from sr3d.datasets import World
 from sr3d.datasets.pyramid import pyramid
