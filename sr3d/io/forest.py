@@ -199,9 +199,10 @@ def check_forest(forest: Forest) -> None:
     """
     if forest.source is not None:
         forest.source.check()
-    for k in range(len(forest.levels)):
-        _check_links(forest, k)
-        _check_rows(forest, k)
+    # All links first: what a level says about earlier rows is used to check these.
+    for check in (_check_links, _check_rows):
+        for k in range(len(forest.levels)):
+            check(forest, k)
 
 
 # --- forest.json

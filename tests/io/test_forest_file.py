@@ -142,7 +142,7 @@ def test_appending_writes_one_file(folder):
 
 def test_writing_what_is_there_already_changes_nothing(folder):
     before = stored(folder)
-    write_forest(read_forest(folder), folder)
+    Forest.load(folder).save(folder)
     assert stored(folder) == before
 
 
@@ -536,7 +536,7 @@ ROWS = {
     "coarser NaN": (table(coarser=put(3, torch.nan)), "level 1: coarser"),
     "native zero": (table(native=put(0, 0.0)), "level 1: split_finer"),
     "finer above native": (table(finer=put(-1, 1e9)), "lod.finer"),
-    "split rows out of order": (table(split_parents=lambda t: t.flip(0)), "level 1: split parents"),
+    "split rows out of order": (table(split_parents=lambda t: t.flip(0)), "level 1: split_parents"),
     "split finer of nobody": (table(split_finer=put(2, 0.07)), "level 1: split_finer"),
     "NaN mean": (table(means=put((4, 1), torch.nan)), "level 1: means"),
     "infinite quaternion": (table(quats=put((4, 1), torch.inf)), "level 1: quats"),
