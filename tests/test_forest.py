@@ -167,7 +167,7 @@ def drawn_rows(forest: Forest, k: int, view: Cameras) -> torch.Tensor:
     splats, boxes = np.empty((len(blocks) * BLOCK, 16), np.float32), np.zeros((len(blocks) * BLOCK, 4), np.int16)
     project(
         0, 1, blocks, BLOCK, *(t.numpy() for t in fields), finer.numpy(), 1, pose.numpy(), level.origin.numpy(),
-        K.numpy(), view.width, view.height, False, 0.01, splats, splats.view(np.float64), boxes,
+        K.numpy(), view.width, view.height, False, 0.01, splats, splats.view(np.float64), boxes, np.zeros(1, np.int64),
     )  # fmt: skip
     return torch.from_numpy((boxes[:, 0] < boxes[:, 1]).nonzero()[0])
 

@@ -83,13 +83,14 @@ def _slopes(K, width, height):
 @no_type_check
 def project(
     part, parts, visited, block, means, quats, scales, opacities, sh, native, coarser, finer, mode,
-    pose, origin, K, width, height, antialias, near, splats, depths, boxes,
+    pose, origin, K, width, height, antialias, near, splats, depths, boxes, bad,
 ):  # fmt: skip
     """Project the `part`-th share of the visited blocks of Gaussians into one view.
 
     Block `visited[k]` is rows `block·visited[k]` on of the Gaussians; its splats are rows `block·k` on of `splats`
     [·, 16], `depths` (the same memory seen as float64 [·, 8]) and `boxes` [·, 4] (x0, x1, y0, y1). `finer` has the
-    rows of the splats, all else those of the Gaussians; with `mode` 0 the three footprints are not read.
+    rows of the splats, all else those of the Gaussians; with `mode` 0 the three footprints are not read. `bad` [1]
+    becomes 1 + a row in the frame whose footprints are NaN, not positive or out of order.
 
     Gaussians are float32 in C order (means also float64). `pose` [4, 4] is world to camera, `origin` [3] that of
     the means, `K` [3, 3]; all three float64.
@@ -123,7 +124,10 @@ def project(
                 continue
             opacity = opacities[i]
             if mode > 0:
-                a, _ = visibility(z * inverse_focal, native[i], coarser[i], finer[o])
+                n, f = native[i], finer[o]
+                if not (n > ZERO and n < _INF and coarser[i] >= n and f >= ZERO and f <= n):
+                    bad[0] = 1 + i
+                a, _ = visibility(z * inverse_focal, n, coarser[i], f)
                 opacity = faded(opacity, a, mode)
                 if not opacity >= _ALPHA_MIN:
                     continue

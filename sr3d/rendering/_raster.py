@@ -559,15 +559,3 @@ def gather(part, parts, visited, block, features, boxes, out):
             if boxes[o, 0] < boxes[o, 1]:
                 for c in range(features.shape[1]):
                     out[o, c] = features[i, c]
-
-
-@njit(nogil=True, cache=True)
-@no_type_check
-def check_footprints(part, parts, visited, block, native, coarser, finer, bad):
-    """Set `bad[0]` to 1 + a row of the visited blocks whose footprints are NaN, not positive or out of order."""
-    for k in range(visited.shape[0]):
-        first = block * visited[k]
-        for i in range(first, min(first + block, native.shape[0])):
-            n, f = native[i], finer[block * k + i - first]
-            if not (n > ZERO and n < np.inf and coarser[i] >= n and f >= ZERO and f <= n):
-                bad[0] = 1 + i

@@ -96,18 +96,17 @@ def _project_forest(forest: Forest, views: Views, c: int, channels: int) -> tupl
         here = slice(at, at + FOREST_BLOCK * len(blocks))
         g, lod, view = level.gaussians, level.lod, _view_arrays(pose, K, level.origin)
         finer = forest.finer(k, blocks).numpy().reshape(-1)
-        bad = np.zeros(1, np.int64)
         fields = [t.numpy() for t in (g.means, g.quats, g.scales, g.opacities, g.sh, lod.native, lod.coarser)]
-        share(_raster.check_footprints, 1, blocks.numpy(), FOREST_BLOCK, fields[5], fields[6], finer, bad)
+        bad = np.zeros(1, np.int64)
+        share(
+            project, len(blocks), blocks.numpy(), FOREST_BLOCK, *fields, finer, MODES[fade], *view, *size,
+            views.antialias, views.near, splats[here], splats[here].view(np.float64), boxes[here], bad,
+        )  # fmt: skip
         if bad[0]:
             raise Sr3dError(
                 forest.name, f"level {k}: footprints", f"NaN, <= 0 or out of order in row {bad[0] - 1}",
                 "0 <= finer <= native <= coarser, native > 0",
             )  # fmt: skip
-        share(
-            project, len(blocks), blocks.numpy(), FOREST_BLOCK, *fields, finer, MODES[fade], *view, *size,
-            views.antialias, views.near, splats[here], splats[here].view(np.float64), boxes[here],
-        )  # fmt: skip
         if channels:
             assert g.features is not None
             share(
@@ -190,7 +189,7 @@ class _Rasterize(torch.autograd.Function):
             share(
                 project, len(splats) // 2048, blocks, BLOCK, *scene[:5], *scene[6:], _mode(native, views),
                 *_view_arrays(pose, K, torch.zeros(3, dtype=torch.float64)), views.width, views.height,
-                views.antialias, views.near, splats, splats.view(np.float64), boxes,
+                views.antialias, views.near, splats, splats.view(np.float64), boxes, np.zeros(1, np.int64),
             )  # fmt: skip
             view = _tiled(splats, boxes, views, K)
             _draw(view, scene[5], views, image[b, c], median[b, c : c + 1], ids[b, c : c + 1])
