@@ -8,7 +8,9 @@ from pathlib import Path
 from sr3d.errors import Sr3dError
 from sr3d.io.colmap import find_model, load_colmap
 from sr3d.io.folder import load_images
-from sr3d.io.forest import check_forest, read_forest, write_forest
+from sr3d.io.forest import read_forest
+from sr3d.io.forest_check import check_forest
+from sr3d.io.forest_write import write_forest
 from sr3d.io.ply import read_ply, write_ply
 from sr3d.io.scannet import is_scannet, load_scannet
 from sr3d.io.transforms import load_transforms

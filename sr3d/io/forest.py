@@ -12,36 +12,30 @@ import math
 import mmap
 import os
 import re
-import shutil
 import stat
-import uuid
 import weakref
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from itertools import count, pairwise
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians, Lod
-from sr3d.io.atomic import atomic
-from sr3d.lod.forest import BLOCK, Blocks, Forest, Level, Split, bound_blocks, check_footprints
+from sr3d.lod.forest import BLOCK, Blocks, Forest, Level, Split
 
-_FORMAT, _VERSION, _JSON = "sr3d.forest", 1, "forest.json"
+FORMAT, VERSION, JSON = "sr3d.forest", 1, "forest.json"
 _MAX_JSON, _MAX_HEADER = 1 << 24, 1 << 20  # bytes
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
-_OWN = re.compile(r"\.?level-\d+(-\d+)?(\.[0-9a-f]{32})?\.safetensors|\.forest\.[0-9a-f]{32}\.json")
 _DTYPES = {"F32": torch.float32, "I64": torch.int64}
-_SAME = 1e-4  # relative difference up to which siblings count as made at one footprint
 _LARGEST = 1.7976931348623157e308
 
 
 @dataclass(kw_only=True, frozen=True)
-class _Entry:
+class Entry:
     """What `forest.json` says about a level; the keys are these names."""
 
     file: str
@@ -86,12 +80,12 @@ class _File:
         info = os.fstat(self.handle)
         if not stat.S_ISREG(info.st_mode):
             raise Sr3dError(path, "file", "a folder or device", "a regular file")
-        self.path, self.size, self.state = path, info.st_size, _state(info)
+        self.path, self.size, self.state = path, info.st_size, file_state(info)
 
     def check(self) -> None:
         """Raise unless size and time are what they were."""
         try:
-            same = _state(os.fstat(self.handle)) == self.state
+            same = file_state(os.fstat(self.handle)) == self.state
         except OSError:
             same = False
         if not same:
@@ -150,8 +144,8 @@ def read_forest(path: str | Path) -> Forest:
             looked at (`check_forest`).
     """
     path = Path(path)
-    document = _document(path)
-    entries = _entries(path / _JSON, document)
+    document = read_document(path)
+    entries = read_entries(path / JSON, document)
     files, levels, earlier = [], [], 0
     for entry in entries:
         files.append(_File(path / entry.file))
@@ -161,58 +155,14 @@ def read_forest(path: str | Path) -> Forest:
     return Forest(levels=source.levels, source=source)
 
 
-def write_forest(forest: Forest, path: str | Path) -> Forest:
-    """Write a forest. Levels that were read from this folder stay as they are: only what was appended is written.
-
-    An existing forest is replaced in one step; whoever has it open keeps what is open. One writer at a time.
-
-    Args:
-        forest: To write.
-        path: Folder to make, or that holds a forest.
-
-    Returns:
-        The same forest, mapped from the folder: append to this one, and the next call writes one level only.
-
-    Raises:
-        Sr3dError: The folder is there and is no forest, somebody else has written to it since this forest was opened,
-            a block table holds impossible values, or a file cannot be written. What was there is then as it was.
-    """
-    path = Path(path)
-    if forest.source is not None:
-        forest.source.check()
-    try:
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            _write_into(path, forest)
-        else:
-            _write_new(path, forest)
-    except OSError as error:
-        raise Sr3dError(path, "folder", error.strerror or error, "a place that can be written") from error
-    return read_forest(path)
-
-
-def check_forest(forest: Forest) -> None:
-    """Check every value of a forest, and that links, footprints and block tables agree; reads everything.
-
-    Raises:
-        Sr3dError: Links that dangle, go in circles or do not go one level up; footprints, splits or block bounds that
-            disagree with the rows; or values that are not finite or out of range. Names the level and the first row.
-    """
-    if forest.source is not None:
-        forest.source.check()
-    # All links first: what a level says about earlier rows is used to check these.
-    for check in (_check_links, _check_rows):
-        for k in range(len(forest.levels)):
-            check(forest, k)
-
-
 # --- forest.json
 
 
-def _document(folder: Path) -> bytes:
+def read_document(folder: Path) -> bytes:
     """The bytes of `forest.json`."""
     if not folder.is_dir():
         raise Sr3dError(folder, "forest", "a file" if folder.exists() else "no such folder", "a folder name.sr3d")
-    file = _File(folder / _JSON)
+    file = _File(folder / JSON)
     if file.size > _MAX_JSON:
         raise Sr3dError(file.path, "size", f"{file.size} bytes", f"at most {_MAX_JSON}")
     return bytes(file.read(0, file.size))
@@ -238,27 +188,27 @@ def _json(where: Path, field: str, data: bytes) -> dict[str, Any]:
     return document
 
 
-def _entries(where: Path, data: bytes) -> list[_Entry]:
+def read_entries(where: Path, data: bytes) -> list[Entry]:
     """The levels, checked as far as that goes without their files."""
     document = _json(where, "file", data)
-    if document.get("format") != _FORMAT:
-        raise Sr3dError(where, "format", _short(document.get("format")), repr(_FORMAT))
+    if document.get("format") != FORMAT:
+        raise Sr3dError(where, "format", _short(document.get("format")), repr(FORMAT))
     version = document.get("version")
-    if type(version) is not int or version != _VERSION:
-        raise Sr3dError(where, "version", _short(version), f"{_VERSION}; newer files need a newer sr3d")
+    if type(version) is not int or version != VERSION:
+        raise Sr3dError(where, "version", _short(version), f"{VERSION}; newer files need a newer sr3d")
     levels = document.get("levels")
     if not isinstance(levels, list) or not levels:
         raise Sr3dError(where, "levels", _short(levels), "a list with at least one level")
     entries = [_entry(where, index, level) for index, level in enumerate(levels)]
-    _check_entries(where, entries)
+    check_entries(where, entries)
     return entries
 
 
-def _entry(where: Path, index: int, level: object) -> _Entry:
+def _entry(where: Path, index: int, level: object) -> Entry:
     """One level, types and signs checked."""
     if not isinstance(level, dict):
         raise Sr3dError(where, f"levels[{index}]", _short(level), "an object")
-    for field in fields(_Entry):
+    for field in fields(Entry):
         name, value = field.name, level.get(field.name)
         at = f"levels[{index}].{name}"
         if name == "file":
@@ -269,15 +219,15 @@ def _entry(where: Path, index: int, level: object) -> _Entry:
                 raise Sr3dError(where, at, _short(value), "three finite numbers")
         elif type(value) is not int or not 0 <= value < 1 << 62:
             raise Sr3dError(where, at, _short(value), "a whole number >= 0")
-    known = {field.name: level[field.name] for field in fields(_Entry)}
-    return _Entry(**known | {"origin": [float(v) for v in level["origin"]]})
+    known = {field.name: level[field.name] for field in fields(Entry)}
+    return Entry(**known | {"origin": [float(v) for v in level["origin"]]})
 
 
 def _finite(value: object) -> bool:
     return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
 
 
-def _check_entries(where: Path, entries: Sequence[_Entry]) -> None:
+def check_entries(where: Path, entries: Sequence[Entry]) -> None:
     """Raise unless the levels fit together."""
     first, names, rows, blocks, deepest = entries[0], set[str](), 0, 0, entries[0].number - 1
     for index, e in enumerate(entries):
@@ -309,10 +259,10 @@ def _check_entries(where: Path, entries: Sequence[_Entry]) -> None:
 # --- level files
 
 
-def _read_level(file: _File, entry: _Entry, earlier: int) -> Level:
+def _read_level(file: _File, entry: Entry, earlier: int) -> Level:
     """Map a level; `earlier` blocks lie in front of it."""
     if file.size != entry.file_bytes:
-        raise Sr3dError(file.path, "size", f"{file.size} bytes", f"{entry.file_bytes} as {_JSON} says")
+        raise Sr3dError(file.path, "size", f"{file.size} bytes", f"{entry.file_bytes} as {JSON} says")
     spans, kinds = _spans(file, entry), entry.tensors()
     try:
         mapped = mmap.mmap(file.handle, file.size, access=mmap.ACCESS_COPY)
@@ -346,11 +296,11 @@ def _read_level(file: _File, entry: _Entry, earlier: int) -> Level:
             finest=tensor("split_finest", read=True),
         ),
     )
-    _check_tables(file.path, level, earlier)
+    check_tables(file.path, level, earlier)
     return level
 
 
-def _spans(file: _File, entry: _Entry) -> dict[str, tuple[int, int]]:
+def _spans(file: _File, entry: Entry) -> dict[str, tuple[int, int]]:
     """Where each tensor begins and ends in the file, read from its header."""
     where, start = file.path, int.from_bytes(file.read(0, 8), "little") + 8
     if start > min(file.size, _MAX_HEADER + 8):
@@ -384,7 +334,7 @@ def _spans(file: _File, entry: _Entry) -> dict[str, tuple[int, int]]:
     return spans
 
 
-def _check_tables(where: Path, level: Level, earlier: int) -> None:
+def check_tables(where: Path, level: Level, earlier: int) -> None:
     """Raise unless the tables that frames rely on are possible; `earlier` blocks lie in front of the level."""
     b, s = level.blocks, level.split
     rules = {
@@ -405,167 +355,15 @@ def _check_tables(where: Path, level: Level, earlier: int) -> None:
         raise Sr3dError(where, "split_blocks", "out of order", "ascending numbers")
 
 
-def _write_into(path: Path, forest: Forest) -> None:
-    """Write what is new beside what is there, let `forest.json` name it, and remove what it no longer names."""
-    if not path.is_dir() or not (path / _JSON).is_file():
-        raise Sr3dError(path, "folder", "something that is no forest", f"a new name, or a folder with {_JSON}")
-    document = _document(path)
-    old = _entries(path / _JSON, document)
-    source, kept = forest.source, 0
-    if isinstance(source, Folder) and document == source.document:
-        for entry, file, mapped, level in zip(old, source.files, source.levels, forest.levels):
-            if level is not mapped or _state(os.lstat(path / entry.file)) != file.state:
-                break
-            kept += 1
-    elif isinstance(source, Folder) and source.path.resolve() == path.resolve():
-        expected = "the forest as it was opened; load it again, or save under another name"
-        raise Sr3dError(path, _JSON, "changed by somebody else since", expected)
-    if kept == len(old) == len(forest.levels):
-        return
-    taken, entries = {entry.file for entry in old}, old[:kept]
-    try:
-        _write_levels(path, forest, entries, taken)
-    finally:
-        named = {entry.file for entry in _entries(path / _JSON, _document(path))}
-        for found in path.iterdir():
-            if _OWN.fullmatch(found.name) and found.name not in named:
-                found.unlink()
-
-
-def _write_new(path: Path, forest: Forest) -> None:
-    """Make the folder under a temporary name."""
-    if not path.parent.is_dir():
-        raise Sr3dError(path, "folder", f"no folder {path.parent}", "an existing folder to write into")
-    temporary = path.resolve().with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
-    try:
-        _write_levels(temporary, forest, [], set())
-        temporary.rename(path.resolve())
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_levels(folder: Path, forest: Forest, entries: list[_Entry], taken: set[str]) -> None:
-    """Write the levels behind those of `entries`, under names that are not taken, then `forest.json`."""
-    entries = list(entries)
-    for index in range(len(entries), len(forest.levels)):
-        level = forest.levels[index]
-        _check_tables(folder, level, forest.block_starts[index])
-        tries = (f"level-{index:03d}{f'-{again}' if again else ''}.safetensors" for again in count())
-        name = next(name for name in tries if name not in taken)
-        with atomic(folder / name) as temporary:
-            save_file(_arrays(level), temporary)
-            entries.append(_described(level, name, temporary.stat().st_size))
-            _check_entries(folder / _JSON, entries)
-    document = {"format": _FORMAT, "version": _VERSION, "levels": [asdict(entry) for entry in entries]}
-    with atomic(folder / _JSON) as temporary:
-        temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _described(level: Level, name: str, size: int) -> _Entry:
-    """The entry of a level."""
-    features = level.gaussians.features
-    return _Entry(
-        file=name,
-        file_bytes=size,
-        number=level.number,
-        origin=level.origin.double().tolist(),
-        count=len(level),
-        blocks=len(level.blocks.reach),
-        split_rows=len(level.split.parents),
-        split_blocks=len(level.split.blocks),
-        sh=level.gaussians.sh.shape[-2],
-        features=0 if features is None else features.shape[-1],
-    )
-
-
-def _arrays(level: Level) -> dict[str, Tensor]:
-    """The tensors of a level under the names that they have in its file."""
-    g, lod = level.gaussians, level.lod
-    out = {name: getattr(g, name) for name in ("means", "quats", "scales", "opacities", "sh")}
-    out |= {"native": lod.native, "coarser": lod.coarser, "finer": lod.finer}
-    if g.features is not None and g.features.shape[-1]:
-        out["features"] = g.features
-    out |= {f"block_{name}": value for name, value in vars(level.blocks).items()}
-    out |= {"parents": level.parents} | {f"split_{name}": value for name, value in vars(level.split).items()}
-    # Each with memory of its own: the library refuses shared storage.
-    return {name: value.detach().cpu().contiguous() for name, value in out.items()}
-
-
 # --- single values
-
-
-def _check_links(forest: Forest, k: int) -> None:
-    """Raise unless parents, splits and footprints of a level agree."""
-    level, start = forest.levels[k], forest.starts[k]
-    parents, split = level.parents, level.split
-    fine = (parents >= -1) & (parents < len(forest))
-    _require(forest, k, "parents", fine, parents, f"no dangling link: -1 or a row below {len(forest)}")
-    _require(forest, k, "parents", parents < start, parents, f"no cyclic link: rows of earlier levels, below {start}")
-    linked = parents >= 0
-    unique, inverse = torch.unique(parents[linked], return_inverse=True)
-    natives = torch.empty(len(unique), device=parents.device)
-    for j, above in enumerate(forest.levels[:k]):
-        inside = (unique >= forest.starts[j]) & (unique < forest.starts[j + 1])
-        natives[inside] = above.lod.native[unique[inside] - forest.starts[j]]
-        if inside.any() and above.number != level.number - 1:
-            raise Sr3dError(forest.name, f"level {k}: parents", f"of level number {above.number}", level.number - 1)
-    off = torch.zeros_like(level.lod.coarser)
-    off[linked] = (level.lod.coarser[linked] / natives[inverse] - 1).abs()
-    _require(forest, k, "coarser", off <= _SAME, level.lod.coarser, "the native footprint of the parent")
-    if len(split.parents) == 0:
-        return
-    if not torch.equal(split.parents, unique):
-        raise Sr3dError(forest.name, f"level {k}: split_parents", "other rows", "the parents of the level, ascending")
-    off[linked] = (split.finer[inverse] / level.lod.native[linked] - 1).abs()
-    _require(forest, k, "split_finer", off <= _SAME, level.lod.native, "the native footprint of the children")
-
-
-def _check_rows(forest: Forest, k: int) -> None:
-    """Raise unless the Gaussians of a level are possible and inside the bounds of their blocks."""
-    level = forest.levels[k]
-    g, b, own = level.gaussians, level.blocks, level.lod
-    finer = forest.finer(k, torch.arange(len(b.reach), device=level.parents.device))
-    for values in (own.finer, finer.flatten()[: len(level)]):
-        lod = Lod(native=own.native, coarser=own.coarser, finer=values, level=own.level)
-        check_footprints(f"{forest.name}: level {k}", lod)
-    for name in ("means", "quats", "scales", "opacities", "sh", "features"):
-        values = getattr(g, name)
-        if values is not None:
-            _require(forest, k, name, torch.isfinite(values).flatten(1 if values.ndim > 1 else 0), values, "finite")
-    _require(forest, k, "quats", (g.quats != 0).any(dim=-1), g.quats, "quaternions of norm > 0")
-    _require(forest, k, "scales", g.scales >= 0, g.scales, "scales >= 0")
-    _require(forest, k, "opacities", (g.opacities >= 0) & (g.opacities <= 1), g.opacities, "opacities in [0, 1]")
-    _check_tables(Path(forest.name), level, forest.block_starts[k])
-    real = bound_blocks(g)
-    now = finer.flatten()
-    now[len(level) :] = torch.inf
-    rules = {
-        "block_lower": b.lower <= real.lower,
-        "block_upper": b.upper >= real.upper,
-        "block_reach": b.reach >= real.reach,
-        "block_finest": b.finest <= real.finest,
-        "block_coarsest": b.coarsest >= real.coarsest,
-        "split_finest": forest.finest[k] <= now.unflatten(0, (-1, BLOCK)).amin(dim=1),
-    }
-    for name, good in rules.items():
-        if not good.all():
-            block = int((~good).nonzero()[0, 0])
-            raise Sr3dError(forest.name, f"level {k}: {name}", f"too narrow in block {block}", "bounds of all its rows")
-
-
-def _require(forest: Forest, k: int, name: str, good: Tensor, values: Tensor, expected: str) -> None:
-    """Raise for the first row that is not good."""
-    if not good.all():
-        row = int((~good).nonzero()[0, 0])
-        raise Sr3dError(forest.name, f"level {k}: {name}", f"{_short(values[row].tolist())} in row {row}", expected)
 
 
 def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return _DTYPES[dtype].itemsize * math.prod(shape)
 
 
-def _state(info: os.stat_result) -> tuple[int, ...]:
+def file_state(info: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced."""
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
 

@@ -20,7 +20,7 @@ def own_rows(finer, blocks, size, out):
 @njit(nogil=True, cache=True)
 @no_type_check
 def lay_over(parents, values, start, end, blocks, size, out):
-    """Write `values` of the ascending rows `parents` that lie in the blocks; False if they do not ascend.
+    """Write `values` of the ascending rows `parents` that lie in the blocks; False if those found do not ascend.
 
     The level is rows `start` to `end` of the forest.
     """

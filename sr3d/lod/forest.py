@@ -260,6 +260,7 @@ class Forest:
         if self.levels[0].parents.device.type != "cpu":
             raise Sr3dError(where, "device", self.levels[0].parents.device, "a forest in CPU memory")
         _check_layout(where, children, self.levels[0].gaussians)
+        self._unchanged()
         parents = parents.to("cpu", torch.int64)
         if parents.shape != lod.native.shape:
             raise Sr3dError(where, "parents", tuple(parents.shape), tuple(lod.native.shape))
@@ -292,6 +293,7 @@ class Forest:
         Args:
             dtype: Of the means and everything else but the footprints; float32 loses what a deep level needs.
         """
+        self._unchanged()
         parts = []
         for k, level in enumerate(self.levels):
             blocks = torch.arange(len(level.blocks.reach), device=level.parents.device)
@@ -315,20 +317,30 @@ class Forest:
 
     def to(self, device: torch.device | str) -> Forest:
         """Copy to a device; what was mapped from a file is read."""
+        self._unchanged()
         return Forest(levels=tuple(_to(level, device) for level in self.levels))
 
     @staticmethod
     def load(path: str | Path) -> Forest:
-        """Open a forest; nothing but its tables is read (see `sr3d.io.forest.read_forest`)."""
-        from sr3d.io.forest import read_forest
+        """Open a forest; nothing but its tables is read (see `sr3d.io.read_forest`)."""
+        from sr3d.io import read_forest
 
         return read_forest(path)
 
-    def save(self, path: str | Path) -> None:
-        """Write a forest, or what is new in one that is there already (see `sr3d.io.forest.write_forest`)."""
-        from sr3d.io.forest import write_forest
+    def save(self, path: str | Path) -> Forest:
+        """Write a forest (see `sr3d.io.write_forest`).
 
-        write_forest(self, path)
+        Returns:
+            The same forest, mapped from the files: what is appended to that one is all that its next `save` writes.
+        """
+        from sr3d.io import write_forest
+
+        return write_forest(self, path)
+
+    def _unchanged(self) -> None:
+        """Raise if a mapped file has changed: what follows would read beyond its end."""
+        if self.source is not None:
+            self.source.check()
 
     def _of_rows(self, rows: Int[Tensor, " p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"], list[int]]:
         """Native and finer footprints of ascending rows [P], and the numbers of the levels that hold them."""

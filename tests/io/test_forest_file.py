@@ -221,7 +221,7 @@ def test_killed_half_way(folder, step, monkeypatch):
     with monkeypatch.context() as patch:
         for name in ("replace", "unlink"):
             patch.setattr(os, name, deadly(getattr(os, name)))
-        patch.setattr("sr3d.io.forest.save_file", cut)
+        patch.setattr("sr3d.io.forest_write.save_file", cut)
         child = os.fork()  # nothing that is run here needs threads
         if child == 0:
             try:
