@@ -32,8 +32,9 @@ test: lint types
 	@$(BIN)/python -m pytest
 
 bench: setup
-	@echo "== benchmarks: renderer against a matrix product in the same process"
+	@echo "== benchmarks: renderer against a matrix product in the same process, levels of detail (about ten minutes, 16 GB)"
 	@$(BIN)/python benchmarks/render.py
+	@$(BIN)/python benchmarks/lod.py
 
 demo: setup
 	@echo "== demo: shards, training, evaluation, zoom, report (about ten minutes on two cores)"

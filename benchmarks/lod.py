@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from common import Report, measure, seconds
 from matplotlib import pyplot as plt
+from stored import copies_of
 from torch import Tensor
 
 import sr3d
@@ -42,15 +43,16 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 def levels_study(report: Report, quick: bool) -> None:
-    """Five levels over the whole frame, seen at the finest: with level of detail against drawing everything.
+    """Five levels over whole frames of four rooms, seen at the finest: with level of detail against drawing everything.
 
-    What is saved is stored / visible, so windows of two sizes are shown.
+    What is saved follows stored / visible, so windows of three sizes are shown.
     """
-    size, windows = (64, [64, 32]) if quick else (288, [288, 128])
+    size, windows = (48, [48, 24]) if quick else (200, [200, 128, 64])
     world = World.generate(SEED)
     camera = world.sample_cameras(1, size, size)[0].to(torch.float64)
-    forest = pyramid(world, camera, 5, 2)
-    flat = forest.gaussians()
+    flat = copies_of(pyramid(world, camera, 5, 2).gaussians(torch.float64), 4)
+    forest = Forest.from_gaussians(flat)
+    flat = flat.to(torch.float32)
     rows, panels = [], {}
     for window in windows:
         # Magnified to the finest level: one Gaussian for each pixel of the window.
@@ -253,8 +255,6 @@ def gpu_study(report: Report, quick: bool) -> None:
     view = camera.resized(1920, 1080)
     rows = []
     for stored in [1_000_000] if quick else [1_000_000, 10_000_000, 50_000_000]:
-        from stored import copies_of
-
         many = copies_of(base.gaussians(torch.float64), max(1, stored // len(base)))
         forest = Forest.from_gaussians(many).to("cuda")
         for lod in (True, False):

@@ -15,7 +15,7 @@ from sr3d.gaussians import Gaussians, Lod
 from sr3d.lod import BLOCK, Forest
 from sr3d.lod.curve import hilbert_keys, hilbert_order
 from sr3d.rendering._project import project
-from sr3d.rendering.cull import _planes, torch_visible, visible_blocks
+from sr3d.rendering.cull import Frustum, torch_visible, visible_blocks
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -158,6 +158,10 @@ def cameras_around(n: int) -> Cameras:
     return Cameras(world_to_cam=poses, K=K, width=32, height=32)
 
 
+def frustum(view: Cameras) -> Frustum:
+    return Frustum.of(view.world_to_cam[0], view.K[0], view.width, view.height, 0.01)
+
+
 def drawn_rows(forest: Forest, k: int, view: Cameras) -> torch.Tensor:
     """Rows of a level that leave a mark on some pixel when no block is skipped."""
     level, (pose, K) = forest.levels[k], (view.world_to_cam[0], view.K[0])
@@ -178,7 +182,7 @@ def test_nothing_visible_is_culled() -> None:
     for c in range(20):
         view = cameras_around(20)[c]
         for k, level in enumerate(forest.levels):
-            found = visible_blocks(forest, k, view.world_to_cam[0], view.K[0], 32, 32, 0.01)
+            found = visible_blocks(forest, k, frustum(view))
             needed = (drawn_rows(forest, k, view) // BLOCK).unique()
             assert set(needed.tolist()) <= set(found.tolist())
             skipped += len(level.blocks.reach) - len(found)
@@ -208,13 +212,12 @@ def test_compiled_culling_is_the_plain_one() -> None:
     forest, counts = Forest(levels=(level,)), []
     for c in range(10):
         view = cameras_around(10)[c]
-        pose, K = view.world_to_cam[0], view.K[0]
+        pose = view.world_to_cam[0]
         for lod in (True, False):
-            found = visible_blocks(forest, 0, pose, K, 32, 32, 0.01, lod)
+            found = visible_blocks(forest, 0, frustum(view), lod)
             shift = pose[:3, :3] @ level.origin + pose[:3, 3]
-            planes = _planes(K.numpy(), 32, 32)
-            focal = math.sqrt(K[0, 0] * K[1, 1])
-            plain = torch_visible(*table, pose[:3, :3].numpy(), shift.numpy(), planes, focal, 0.01, lod)
+            f = frustum(view)
+            plain = torch_visible(*table, pose[:3, :3].numpy(), shift.numpy(), f.planes, f.focal, 0.01, lod)
             assert torch.equal(found, plain)
             counts.append(len(found))
     assert min(counts) > 0 and max(counts) < n
@@ -223,12 +226,8 @@ def test_compiled_culling_is_the_plain_one() -> None:
 def test_blocks_outside_their_footprints_are_skipped() -> None:
     forest = plane_forest(5, size=64)
     view = camera(16, size=64)
-    per_level = [
-        len(visible_blocks(forest, k, view.world_to_cam[0], view.K[0], 64, 64, 0.01)) for k in range(len(forest.levels))
-    ]
-    everything = [
-        len(visible_blocks(forest, k, view.world_to_cam[0], view.K[0], 64, 64, 0.01, lod=False)) for k in range(5)
-    ]
+    per_level = [len(visible_blocks(forest, k, frustum(view))) for k in range(len(forest.levels))]
+    everything = [len(visible_blocks(forest, k, frustum(view), lod=False)) for k in range(5)]
     assert per_level[4] == len(forest.levels[4].blocks.reach) or per_level[4] > 0
     assert sum(per_level) < sum(everything) and everything[0] >= 1
     assert per_level[2] == 0 or forest.finest[2].min() == 0

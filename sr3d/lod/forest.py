@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -130,6 +131,11 @@ class Forest:
         if not all(0 < native < math.inf for native in natives):
             raise Sr3dError(self.name, "lod.native", f"{natives} first in the levels", "finite footprints > 0")
         return natives[0] / min(natives)
+
+    @cached_property
+    def origins(self) -> list[Float[np.ndarray, 3]]:
+        """Origins of the levels, in CPU memory."""
+        return [level.origin.cpu().numpy() for level in self.levels]
 
     @cached_property
     def starts(self) -> list[int]:

@@ -47,7 +47,7 @@ BLOCK = 512  # Gaussians whose pose gradient is summed into one row: the same su
 
 _INF = np.float32(np.inf)
 _FAR, _ALPHA_MIN, _TINY = np.float32(const.FAR), np.float32(const.ALPHA_MIN), np.float32(1e-12)
-_PIXELS = np.float32(const.SIGMA_EXTENT * math.sqrt(const.EPS2D) + 1)  # of the low-pass and of rounding to pixels
+_PIXELS = const.SIGMA_EXTENT * math.sqrt(const.EPS2D) + 1  # of the low-pass and of rounding to pixels
 _SIGMA_EXTENT, _RATIO_MIN = np.float32(const.SIGMA_EXTENT), np.float32(const.RATIO_MIN)
 
 
@@ -79,6 +79,36 @@ def _slopes(K, width, height):
     return -(cx / fx + margin_x), (width - cx) / fx + margin_x, -(cy / fy + margin_y), (height - cy) / fy + margin_y
 
 
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+@no_type_check
+def _in_frustum(means, scales, pose, origin, K, width, height, near, inside):
+    """Set inside[i] where Gaussian i may leave a mark; never False where it does. One vectorised loop, float64."""
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    left, right, top, bottom = _slopes(K, width, height)
+    # The Jacobian stretches a Gaussian by at most √(1 + slope²).
+    wide = const.SIGMA_EXTENT * math.sqrt(1 + max(left * left, right * right))
+    high = const.SIGMA_EXTENT * math.sqrt(1 + max(top * top, bottom * bottom))
+    x0, x1, y0, y1 = cx + _PIXELS, width - cx + _PIXELS, cy + _PIXELS, height - cy + _PIXELS
+    x0, x1, y0, y1 = x0 / fx, x1 / fx, y0 / fy, y1 / fy
+    ax, ay, az = pose[0, 0], pose[0, 1], pose[0, 2]
+    bx, by, bz = pose[1, 0], pose[1, 1], pose[1, 2]
+    cx, cy, cz = pose[2, 0], pose[2, 1], pose[2, 2]
+    tx = ax * origin[0] + ay * origin[1] + az * origin[2] + pose[0, 3]
+    ty = bx * origin[0] + by * origin[1] + bz * origin[2] + pose[1, 3]
+    tz = cx * origin[0] + cy * origin[1] + cz * origin[2] + pose[2, 3]
+    for i in range(means.shape[0]):
+        m0, m1, m2 = np.float64(means[i, 0]), np.float64(means[i, 1]), np.float64(means[i, 2])
+        x = ax * m0 + ay * m1 + az * m2 + tx
+        y = bx * m0 + by * m1 + bz * m2 + ty
+        z = cx * m0 + cy * m1 + cz * m2 + tz
+        r = np.float64(max(scales[i, 0], scales[i, 1], scales[i, 2]))
+        rx, ry = wide * r, high * r
+        inside[i] = (
+            (z > near) & (z < _FAR) & (x + x0 * z + rx >= 0.0) & (x1 * z + rx - x >= 0.0)
+            & (y + y0 * z + ry >= 0.0) & (y1 * z + ry - y >= 0.0)
+        )  # fmt: skip
+
+
 @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 @no_type_check
 def project(
@@ -101,27 +131,23 @@ def project(
     w, h = np.float32(width), np.float32(height)
     left, right, top, bottom = _slopes(K, width, height)
     turn = pose.astype(np.float32)
-    basis = np.empty(16, np.float32)
+    basis, inside = np.empty(16, np.float32), np.empty(block, np.bool_)
     for k in range(visited.shape[0] * part // parts, visited.shape[0] * (part + 1) // parts):
         first = block * visited[k]
-        for i in range(first, min(first + block, rows)):
+        last = min(first + block, rows)
+        _in_frustum(means[first:last], scales[first:last], pose, origin, K, width, height, near, inside)
+        for i in range(first, last):
             o = block * k + i - first
             boxes[o] = 0
+            if not (inside[i - first] and opacities[i] >= _ALPHA_MIN):
+                continue
             m, p = _placed(means, i, origin, pose)
             z = np.float32(p[2])
-            if not (z > near and z < _FAR and opacities[i] >= _ALPHA_MIN):
-                continue
             inverse_z = 1.0 / p[2]
             tx, ty = p[0] * inverse_z, p[1] * inverse_z
             u, v = np.float32(fx * tx + cx), np.float32(fy * ty + cy)
             scale = np.float32(fx * inverse_z), np.float32(fy * inverse_z)
             slope_x, slope_y = np.float32(clamp(tx, left, right)), np.float32(clamp(ty, top, bottom))
-            # Most of what is outside the frame is found out before anything dear: √(1 + slope²) ≤ 1 + |slope|.
-            widest = _SIGMA_EXTENT * max(scales[i, 0], scales[i, 1], scales[i, 2])
-            bound_x = widest * scale[0] * (ONE + abs(slope_x)) + _PIXELS
-            bound_y = widest * scale[1] * (ONE + abs(slope_y)) + _PIXELS
-            if u + bound_x < ZERO or u - bound_x > w or v + bound_y < ZERO or v - bound_y > h:
-                continue
             opacity = opacities[i]
             if mode > 0:
                 n, f = native[i], finer[o]

@@ -216,10 +216,11 @@ def first_pairs(boxes):
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def count_members(part, parts, boxes, across, down, counts):
-    """Add up the splats of every tile. Each part reads all boxes and owns some rows of tiles: no atomics."""
+def count_members(part, parts, boxes, order, across, down, counts):
+    """Add up the splats of every tile. Each part reads all drawn splats and owns some rows of tiles: no atomics."""
     top, bottom = down * part // parts, down * (part + 1) // parts
-    for i in range(boxes.shape[0]):
+    for rank in range(order.shape[0]):
+        i = order[rank]
         for y in range(max(boxes[i, 2], top), min(boxes[i, 3], bottom)):
             for x in range(boxes[i, 0], boxes[i, 1]):
                 counts[y * across + x] += 1

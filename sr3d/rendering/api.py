@@ -120,7 +120,8 @@ def render(
         lod=rows.lod,
         offsets=ends,
     )
-    views = _views(cameras, antialias, lod, const.NEAR if near is None else near, median_depth or ids)
+    views = _views(cameras.to(splats.means.device), antialias, lod, const.NEAR if near is None else near,
+                   median_depth or ids)  # fmt: skip
     return _finish(rasterize(splats, views), batch, background, features, median_depth, ids)
 
 
@@ -145,9 +146,10 @@ def _render_forest(
         raise Sr3dError("sr3d.render", "cameras", found, "forest.gaussians(), or torch.no_grad()")
     if forest.source is not None:
         forest.source.check()
-    chosen = _backend(backend, forest.levels[0].parents.device)
+    device = forest.levels[0].parents.device
+    chosen = _backend(backend, device)
     nearest = const.NEAR / max(1.0, forest.magnification) if near is None else near
-    views = _views(cameras, antialias, lod, nearest, median_depth or ids)
+    views = _views(cameras.to(device), antialias, lod, nearest, median_depth or ids)
     raster = chosen.rasterize_forest(forest, views, features)
     return _finish(raster, cameras.K.shape[:-3], background, features, median_depth, ids)
 

@@ -17,7 +17,7 @@ from sr3d.lod import Forest
 from sr3d.rendering import _raster
 from sr3d.rendering._fade import MODES
 from sr3d.rendering._project import BLOCK, TILE, project, project_backward
-from sr3d.rendering.cull import visible_blocks
+from sr3d.rendering.cull import Frustum, visible_blocks
 from sr3d.rendering.job import Raster, Splats, Views
 from sr3d.threads import share
 
@@ -85,7 +85,8 @@ def _project_forest(forest: Forest, views: Views, c: int, channels: int) -> tupl
     """Splats of the visible blocks of all levels, their features, and the first forest row of every block of splats."""
     pose, K = views.world_to_cam[0, c].double(), views.K[0, c].double()
     size, fade = (views.width, views.height), views.fade
-    cut = [visible_blocks(forest, k, pose, K, *size, views.near, fade is not None) for k in range(len(forest.levels))]
+    frustum = Frustum.of(pose, K, *size, views.near)
+    cut = [visible_blocks(forest, k, frustum, fade is not None) for k in range(len(forest.levels))]
     splats, boxes = _blank(FOREST_BLOCK * sum(len(blocks) for blocks in cut))
     extra = np.empty((len(splats), channels), np.float32)
     at, rows = 0, []
@@ -133,8 +134,8 @@ def _tiled(splats: np.ndarray, boxes: np.ndarray, views: Views, K: Tensor) -> _V
     nearest = np.array([views.near], np.float64).view(np.uint64)[0]
     drop = np.uint64(29 if math.sqrt(K[0, 0] * K[1, 1]) < _DEEP else 12)  # 29 leaves the 23 bits of a float32
     order = _raster.depth_order(boxes, splats.view(np.uint64), nearest, drop)
-    counts, bands = np.zeros(across * down, np.int64), min(torch.get_num_threads(), len(splats) // 4096, down)
-    share(_raster.count_members, bands, boxes, across, down, counts)
+    counts, bands = np.zeros(across * down, np.int64), min(torch.get_num_threads(), len(order) // 4096, down)
+    share(_raster.count_members, bands, boxes, order, across, down, counts)
     start = np.append(0, np.cumsum(counts))
     members, fill = np.empty(start[-1], np.int32), start[:-1].copy()
     share(_raster.fill_members, bands, boxes, order, across, down, fill, members)

@@ -16,7 +16,7 @@ from sr3d.errors import Sr3dError
 from sr3d.lod import BLOCK, Forest, Lod
 from sr3d.rendering import constants as const
 from sr3d.rendering._cuda_project import Pairs, Poses, project, project_deep, project_exactly, ranked
-from sr3d.rendering.cull import visible_blocks
+from sr3d.rendering.cull import Frustum, visible_blocks
 from sr3d.rendering.job import Raster, Splats, Views
 
 _TILE = 16
@@ -62,14 +62,15 @@ def rasterize_forest(forest: Forest, views: Views, features: bool) -> Raster:
     """
     parts, depths, extra, bad = [], [], [], []
     # Culling takes small float64 arrays from the host: one copy here, not one per level and view.
-    posed, heed = list(zip(views.world_to_cam[0].double().cpu(), views.K[0].double().cpu())), views.fade is not None
+    cameras, heed = zip(views.world_to_cam[0].double().cpu(), views.K[0].double().cpu()), views.fade is not None
+    frustums = [Frustum.of(*camera, views.width, views.height, views.near) for camera in cameras]
     for k, level in enumerate(forest.levels):
-        cut = [visible_blocks(forest, k, *view, views.width, views.height, views.near, heed) for view in posed]
+        cut = [visible_blocks(forest, k, frustum, heed) for frustum in frustums]
         if not any(len(blocks) for blocks in cut):
             continue
         view, row, lod = _candidates(forest, k, cut)
-        wrong = ~((lod.native > 0) & (lod.native < torch.inf) & (lod.coarser >= lod.native))
-        wrong |= ~((lod.finer >= 0) & (lod.finer <= lod.native))
+        right = (lod.native > 0) & (lod.native < torch.inf) & (lod.coarser >= lod.native)
+        wrong = heed & ~(right & (lod.finer >= 0) & (lod.finer <= lod.native))
         bad.append(torch.stack([torch.full_like(row[0], k), torch.where(wrong, row, len(level)).amin()]))
         poses = Poses.of(views.world_to_cam[0], views.K[0], level.origin)
         pairs, z = project_exactly(level.gaussians, lod, view, row, poses, views)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import no_type_check
 
 import numpy as np
@@ -17,16 +18,41 @@ from sr3d.rendering import constants as const
 _PIXELS = const.SIGMA_EXTENT * math.sqrt(const.EPS2D) + 1.0  # what the low-pass and rounding add to a splat's reach
 
 
-def visible_blocks(
-    forest: Forest,
-    level: int,
-    world_to_cam: Float[Tensor, "4 4"],
-    K: Float[Tensor, "3 3"],
-    width: int,
-    height: int,
-    near: float,
-    lod: bool = True,
-) -> Int[Tensor, " v"]:
+@dataclass(kw_only=True, frozen=True)
+class Frustum:
+    """What one view can see, in NumPy and float64.
+
+    Attributes:
+        rotation: World to camera. [3, 3]
+        shift: World to camera. [3]
+        planes: The frustum's sides as rows (nx, ny, nz, w), camera frame: a Gaussian of largest standard deviation r
+            can show where n·p ≥ −w·r. [4, 4]
+        focal: √(fx·fy), pixels.
+        near: z-depth below which nothing is drawn, world units.
+    """
+
+    rotation: Float[np.ndarray, "3 3"]
+    shift: Float[np.ndarray, 3]
+    planes: Float[np.ndarray, "4 4"]
+    focal: float
+    near: float
+
+    @staticmethod
+    def of(
+        world_to_cam: Float[Tensor, "4 4"], K: Float[Tensor, "3 3"], width: int, height: int, near: float
+    ) -> Frustum:
+        """The frustum of a camera (OpenCV axes, pixels), conservative for every Gaussian that the renderer draws."""
+        pose, lens = (t.detach().double().cpu().contiguous().numpy() for t in (world_to_cam, K))
+        return Frustum(
+            rotation=np.ascontiguousarray(pose[:3, :3]),
+            shift=np.ascontiguousarray(pose[:3, 3]),
+            planes=_planes(lens, width, height),
+            focal=math.sqrt(lens[0, 0] * lens[1, 1]),
+            near=near,
+        )
+
+
+def visible_blocks(forest: Forest, level: int, frustum: Frustum, lod: bool = True) -> Int[Tensor, " v"]:
     """Blocks of a level that can leave a mark on an image: in the frustum, and in their interval of footprints.
 
     Conservative: what it leaves out has no pixel with an alpha of 1/255. On CPU one compiled pass over the table; on
@@ -35,32 +61,24 @@ def visible_blocks(
     Args:
         forest: With B blocks at this level.
         level: Index into `forest.levels`.
-        world_to_cam: float64, OpenCV axes.
-        K: float64, pixels.
-        width: Pixels.
-        height: Pixels.
-        near: z-depth below which nothing is drawn, world units.
+        frustum: Of the view.
         lod: Heed the footprints.
 
     Returns:
         Block numbers counted from the level's first, ascending. [V]
     """
-    part = forest.levels[level]
-    blocks, finest = part.blocks, forest.finest[level]
-    pose, lens = (t.double().cpu().contiguous().numpy() for t in (world_to_cam, K))
-    turn, focal = np.ascontiguousarray(pose[:3, :3]), math.sqrt(lens[0, 0] * lens[1, 1])
-    shift = (turn * part.origin.cpu().numpy()).sum(axis=1) + pose[:3, 3]
-    planes = _planes(lens, width, height)
+    blocks, finest = forest.levels[level].blocks, forest.finest[level]
+    shift = (frustum.rotation * forest.origins[level]).sum(axis=1) + frustum.shift
+    view = frustum.rotation, shift, frustum.planes, frustum.focal, frustum.near
     table = blocks.lower, blocks.upper, blocks.reach, finest, blocks.coarsest
-    if part.parents.device.type != "cpu":
-        return torch_visible(*table, turn, shift, planes, focal, near, lod)
+    if finest.device.type != "cpu":
+        return torch_visible(*table, *view, lod)
     out = np.empty(len(finest), np.int64)
-    count = _visible(*(t.numpy() for t in table), turn, shift, planes, focal, near, lod, out)
+    count = _visible(*(t.numpy() for t in table), *view, lod, out)
     return torch.from_numpy(out[:count])
 
 
-def _planes(K: Float[np.ndarray, "3 3"], width: int, height: int) -> np.ndarray:
-    """The frustum's sides as rows (nx, ny, nz, w): a splat of radius r can show where n·p ≥ −w·r. [4, 4]"""
+def _planes(K: Float[np.ndarray, "3 3"], width: int, height: int) -> Float[np.ndarray, "4 4"]:
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     left, right, top, bottom = cx / fx, (width - cx) / fx, cy / fy, (height - cy) / fy
     # The Jacobian stretches a Gaussian by at most √(1 + u²), u the largest slope at which it is evaluated.
