@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from sr3d.errors import Sr3dError
 from sr3d.lod import BLOCK as FOREST_BLOCK
 from sr3d.lod import Forest
-from sr3d.rendering import _raster
+from sr3d.rendering import _raster, _tiles
 from sr3d.rendering._fade import MODES
 from sr3d.rendering._project import BLOCK, TILE, project, project_backward
 from sr3d.rendering.cull import Frustum, visible_blocks
@@ -111,7 +111,7 @@ def _project_forest(forest: Forest, views: Views, c: int, channels: int) -> tupl
         if channels:
             assert g.features is not None
             share(
-                _raster.gather, len(blocks), blocks.numpy(), FOREST_BLOCK, g.features.numpy(), boxes[here], extra[here]
+                _tiles.gather, len(blocks), blocks.numpy(), FOREST_BLOCK, g.features.numpy(), boxes[here], extra[here]
             )
         at = here.stop
     return _tiled(splats, boxes, views, K), extra, np.concatenate(rows) if rows else np.zeros(1, np.int64)
@@ -133,12 +133,12 @@ def _tiled(splats: np.ndarray, boxes: np.ndarray, views: Views, K: Tensor) -> _V
     across, down = -(-width // TILE), -(-height // TILE)
     nearest = np.array([views.near], np.float64).view(np.uint64)[0]
     drop = np.uint64(29 if math.sqrt(K[0, 0] * K[1, 1]) < _DEEP else 12)  # 29 leaves the 23 bits of a float32
-    order = _raster.depth_order(boxes, splats.view(np.uint64), nearest, drop)
+    order = _tiles.depth_order(boxes, splats.view(np.uint64), nearest, drop)
     counts, bands = np.zeros(across * down, np.int64), min(torch.get_num_threads(), len(order) // 4096, down)
-    share(_raster.count_members, bands, boxes, order, across, down, counts)
+    share(_tiles.count_members, bands, boxes, order, across, down, counts)
     start = np.append(0, np.cumsum(counts))
     members, fill = np.empty(start[-1], np.int32), start[:-1].copy()
-    share(_raster.fill_members, bands, boxes, order, across, down, fill, members)
+    share(_tiles.fill_members, bands, boxes, order, across, down, fill, members)
     return _View(splats, boxes, start, members, np.empty((height, width), np.float32))
 
 
@@ -216,7 +216,7 @@ class _Rasterize(torch.autograd.Function):
         for (b, c), view in zip(np.ndindex(*world_to_cam.shape[:2]), ctx.kept):
             scene, g_scene = _scene(arrays, ctx.offsets, b), _scene(grads, ctx.offsets, b)
             pose, K = views.world_to_cam[b, c].double(), views.K[b, c].double()
-            first = _raster.first_pairs(view.boxes)
+            first = _tiles.first_pairs(view.boxes)
             pair_grads = _pair_gradients(view, scene[5], first, [p[b, c] for p in pixels], g_scene[5], need[5])
             blocks = -(-len(scene[0]) // BLOCK)
             g_pose = np.zeros((blocks if need[6] else 0, 12), np.float32)
@@ -249,7 +249,7 @@ def _pair_gradients(
             _raster.feature_gradients, tiles // 4, view.splats, view.start, view.members, view.boxes, first,
             pixels[1], 4 + c, part,
         )  # fmt: skip
-        share(_raster.sum_pairs, len(first) // 2048, first, part, g_features[:, c : c + _CHANNELS])
+        share(_tiles.sum_pairs, len(first) // 2048, first, part, g_features[:, c : c + _CHANNELS])
     return pair_grads
 
 
