@@ -94,8 +94,10 @@ def test_appending_links_and_shares() -> None:
     childless = torch.ones(len(forest), dtype=torch.bool).index_fill(0, parents, False)
     childless &= after.lod.level[: len(forest)] == 1
     assert (after.lod.finer[: len(forest)][childless] == 0).all() and childless.any()
-    undone = Forest(levels=longer.levels[:2])
-    assert same(undone.gaussians(), forest.gaussians())
+    assert same(longer.undo().gaussians(), forest.gaussians())
+    assert longer.undo(2).levels == forest.levels[:1] and longer.undo(0).levels == longer.levels
+    with pytest.raises(Sr3dError, match="one level must stay"):
+        longer.undo(3)
 
 
 def test_two_branches_from_one_level() -> None:

@@ -105,7 +105,7 @@ class Source(Protocol):
 class Forest:
     """Levels of Gaussians, appended one after the other; a frame visits only the blocks that it can see.
 
-    Immutable: `append` returns a forest that shares all earlier levels, and `Forest(levels=forest.levels[:k])` undoes.
+    Immutable: `append` and `undo` return forests that share all other levels.
 
     Attributes:
         levels: Level 0 first; a level comes after those of its parents.
@@ -225,7 +225,7 @@ class Forest:
         lod = _check(where, gaussians)
         links = torch.full_like(lod.level, -1, dtype=torch.int64) if parents is None else parents.long()
         _check_links(where, links, lod.level, lod.native)
-        numbers = sorted(set(lod.level.tolist()))
+        numbers = lod.level.unique().tolist()
         chosen = [(lod.level == number).nonzero()[:, 0] for number in numbers]
         orders = [rows[hilbert_order(gaussians.means[rows])] for rows in chosen]
         place = torch.empty(len(gaussians), dtype=torch.int64)
@@ -292,6 +292,16 @@ class Forest:
         order = hilbert_order(children.means)
         level = _level(number, children.index(order), parents[order], self._split(unique, made))
         return Forest(levels=(*self.levels, level), source=self.source)
+
+    def undo(self, count: int = 1) -> Forest:
+        """The forest without its last `count` levels.
+
+        Raises:
+            Sr3dError: There are no more levels than that.
+        """
+        if not 0 <= count < len(self.levels):
+            raise Sr3dError("sr3d.lod.Forest.undo", "count", count, f"0 to {len(self.levels) - 1}: one level must stay")
+        return Forest(levels=self.levels[: len(self.levels) - count], source=self.source)
 
     def gaussians(self, dtype: torch.dtype = torch.float32) -> Gaussians:
         """All levels as one set, in row order, world frame.
