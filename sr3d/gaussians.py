@@ -199,7 +199,10 @@ class Gaussians:
 
     @staticmethod
     def load(path: str | Path) -> Gaussians:
-        """Read a 3DGS `.ply` (see `sr3d.io.read_ply`), or all levels of a `.sr3d` forest (`sr3d.io.read_forest`)."""
+        """Read a 3DGS `.ply` (see `sr3d.io.read_ply`), or all levels of a `.sr3d` forest (`sr3d.io.read_forest`).
+
+        Parent links and float64 positions of a forest stay behind: `sr3d.lod.Forest.load` keeps them.
+        """
         from sr3d.io import read_forest, read_ply
 
         return read_forest(path).gaussians() if Path(path).suffix == ".sr3d" else read_ply(path)

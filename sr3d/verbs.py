@@ -193,6 +193,8 @@ def upscale(
 def convert(source: Path, destination: Path) -> None:
     """Turn a .ply with levels of detail into a .sr3d forest, or a forest, checked in full, into a .ply.
 
+    A .ply has neither parent links nor positions in float64.
+
     Args:
         source: Gaussians to read, .ply or .sr3d.
         destination: Gaussians to write, .sr3d or .ply.
@@ -206,6 +208,8 @@ def convert(source: Path, destination: Path) -> None:
     for path in (source, destination):
         if path.suffix not in (".ply", ".sr3d"):
             raise Sr3dError("sr3d convert", str(path), repr(path.suffix), "a name that ends in .ply or .sr3d")
+    if source.suffix == destination.suffix:
+        raise Sr3dError("sr3d convert", str(destination), source.suffix, "the other format: .ply to .sr3d, or back")
     if source.suffix == ".sr3d":
         forest = read_forest(source)
         check_forest(forest)

@@ -117,6 +117,8 @@ def test_convert_between_ply_and_forest(tmp_path: Path, capsys: pytest.CaptureFi
     assert (found - render(plain, views[1]).rgb).abs().mean() < 1e-4
     assert main(["convert", str(tmp_path / "plain.ply"), str(tmp_path / "plain.splat")]) == 2
     assert "ends in .ply or .sr3d" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "scene.sr3d"), str(tmp_path / "scene.sr3d")]) == 2
+    assert "the other format" in capsys.readouterr().err
 
 
 def test_eval_scores_both_sources_of_depth(photos: Path, checkpoint: Path, tmp_path: Path) -> None:

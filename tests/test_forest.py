@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import copy
 import math
+import os
+import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -357,6 +361,70 @@ def test_gaussians_that_make_no_forest(field: str, bad: object) -> None:
         with pytest.raises(Sr3dError) as error:
             forest.append(children, torch.zeros(len(children), dtype=torch.int64))
         assert error.value.field == field
+
+
+@pytest.mark.parametrize("field", ["quats", "scales", "opacities", "sh"])
+def test_values_that_cannot_be(field: str) -> None:
+    bad = roots()
+    getattr(bad, field)[3] = -0.5 if field in ("scales", "opacities") else math.nan
+    with pytest.raises(Sr3dError, match="row 3") as error:
+        Forest.from_gaussians(bad)
+    assert error.value.field == field
+
+
+def test_footprints_that_disagree_along_a_link() -> None:
+    level = torch.tensor([0, 1], dtype=torch.int32)
+    g = roots(2)
+    links = torch.tensor([-1, 0])
+
+    def lod(coarser: float, finer: float) -> Lod:
+        native = torch.tensor([0.1, 0.05])
+        sides = torch.tensor([math.inf, coarser]), torch.tensor([finer, 0.0])
+        return Lod(native=native, coarser=sides[0], finer=sides[1], level=level)
+
+    Forest.from_gaussians(replace(g, lod=lod(0.1, 0.05)), links)
+    for field, wrong in (("lod.coarser", lod(math.inf, 0.05)), ("lod.finer", lod(0.1, 0.0))):
+        with pytest.raises(Sr3dError, match="link of row 1") as error:
+            Forest.from_gaussians(replace(g, lod=wrong), links)
+        assert error.value.field == field
+
+
+def test_levels_with_a_gap() -> None:
+    g = with_lod(roots(), coarser=0.2)
+    gap = replace(g.lod, level=torch.tensor([0] * 4 + [2] * 4, dtype=torch.int32))
+    with pytest.raises(Sr3dError, match="consecutive"):
+        Forest.from_gaussians(replace(g, lod=gap))
+
+
+def test_a_level_too_wide_for_its_footprints() -> None:
+    """Two metres apart at 10⁻⁸: float32 offsets cannot say where anything is. One by one they fit."""
+    forest = Forest.from_gaussians(roots(2))
+    far = replace(roots(2), means=torch.tensor([[0.0, 0, 0], [0, 0, 2]]).double())
+    far = with_lod(far, native=1e-8)
+    with pytest.raises(Sr3dError, match="append those far apart one by one"):
+        forest.append(far, torch.tensor([0, 1]))
+    for row in range(2):
+        forest = forest.append(far.index(slice(row, row + 1)), torch.tensor([row]))
+    assert [level.origin[2].item() for level in forest.levels[1:]] == [0, 2]
+
+
+def test_magnification_does_not_hang_on_the_first_row() -> None:
+    mixed = replace(roots(), lod=Lod.roots(torch.tensor([0.01] + [1.0] * 7)))
+    forest = Forest.from_gaussians(mixed).append(with_lod(roots(), native=0.005), torch.arange(8))
+    assert forest.magnification == pytest.approx(200)
+
+
+def test_copies_compare_by_identity_and_survive_pickling(tmp_path: Path) -> None:
+    forest = plane_forest(2).save(tmp_path / "a.sr3d")
+    for copied in (copy.deepcopy(forest), pickle.loads(pickle.dumps(forest)), forest.to("cpu")):
+        assert copied != forest and hash(copied) != hash(forest) and copied.source is None
+        for file in sorted((tmp_path / "a.sr3d").glob("*.safetensors")):
+            assert file.stat().st_size > 4096
+        assert same(copied.gaussians(), forest.gaussians())
+    os.truncate(sorted((tmp_path / "a.sr3d").glob("*.safetensors"))[0], 4096)
+    assert len(copied.gaussians()) == len(forest)  # a copy does not read the file any more
+    with pytest.raises(Sr3dError, match="changed while it was open"):
+        forest.gaussians()
 
 
 def test_links_that_lead_nowhere_or_in_circles() -> None:

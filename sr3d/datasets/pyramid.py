@@ -14,6 +14,7 @@ from sr3d.datasets.world import World
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians, Lod, matrix_to_quat
 from sr3d.lod import Forest
+from sr3d.lod.curve import hilbert_order
 from sr3d.rendering import rgb_to_sh
 
 _CHUNK = 1 << 18  # surfels oriented at a time
@@ -52,7 +53,8 @@ def pyramid(
         samples: Rays per pixel for the colour.
 
     Raises:
-        Sr3dError: Not one camera, too few levels, a factor below 2, or a camera outside the world.
+        Sr3dError: Not one camera, too few levels, a factor below 2, a camera outside the world, or a level so fine
+            that float32 offsets do not reach from the foreground to the background in it.
     """
     where = "sr3d.datasets.pyramid"
     if len(camera) != 1:
@@ -65,8 +67,9 @@ def pyramid(
         shown = camera if center is None else camera.zoomed(float(factor ** (level - 1)), center)
         scale = factor if center is not None else factor**level
         frames.append(shown.resized(camera.width * scale, camera.height * scale))
-    forest = Forest.from_gaussians(_surfels(world, camera, sigma, opacity, max_stretch, samples))
-    rows = _rows_of_pixels(forest, camera)
+    surfels = _surfels(world, camera, sigma, opacity, max_stretch, samples)
+    forest = Forest.from_gaussians(surfels)
+    rows = _rows_of_pixels(forest, surfels)
     for coarse, fine in pairwise(frames):
         surfels = _surfels(world, fine, sigma, opacity, max_stretch, samples)
         natives = _lod(forest.levels[-1].gaussians).native[rows - forest.starts[-2]]
@@ -79,7 +82,7 @@ def pyramid(
         native = torch.where(linked, natives[chosen] / factor, native)
         surfels = replace(surfels, lod=Lod.roots(native))
         forest = forest.append(surfels, torch.where(linked, rows[chosen], -1))
-        rows = _rows_of_pixels(forest, fine)
+        rows = _rows_of_pixels(forest, surfels)
     return forest
 
 
@@ -107,13 +110,10 @@ def _lod(gaussians: Gaussians) -> Lod:
     return gaussians.lod
 
 
-def _rows_of_pixels(forest: Forest, camera: Cameras) -> Tensor:
-    """Forest row of the surfel that each pixel of the last level's frame made. [H·W]"""
-    level = forest.levels[-1]
-    pixels, _ = camera.project(level.gaussians.means.double() + level.origin)
-    column, row = pixels[0].floor().long().unbind(-1)
-    rows = torch.empty(camera.width * camera.height, dtype=torch.int64)
-    rows[row * camera.width + column] = torch.arange(len(level)) + forest.starts[-2]
+def _rows_of_pixels(forest: Forest, surfels: Gaussians) -> Int[Tensor, " n"]:
+    """Forest row of each surfel of the last level, which the forest has put in the order of its curve. [H·W]"""
+    rows = torch.empty(len(surfels), dtype=torch.int64)
+    rows[hilbert_order(surfels.means)] = torch.arange(len(surfels)) + forest.starts[-2]
     return rows
 
 

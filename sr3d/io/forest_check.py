@@ -11,9 +11,7 @@ from sr3d.errors import Sr3dError
 from sr3d.gaussians import Lod
 from sr3d.io.forest import check_tables
 from sr3d.lod import BLOCK, Forest
-from sr3d.lod.forest import bound_blocks, check_footprints
-
-_SAME = 1e-4  # relative difference of footprints that counts as rounding
+from sr3d.lod.forest import SAME, bound_blocks, check_footprints
 
 
 def check_forest(forest: Forest) -> None:
@@ -48,14 +46,23 @@ def _check_links(forest: Forest, k: int) -> None:
             raise Sr3dError(forest.name, f"level {k}: parents", f"of level number {above.number}", level.number - 1)
     off = torch.zeros_like(level.lod.coarser)
     off[linked] = (level.lod.coarser[linked] / natives[inverse] - 1).abs()
-    _require(forest, k, "coarser", off <= _SAME, level.lod.coarser, "the native footprint of the parent")
-    if len(split.parents) == 0:
-        return
-    if not torch.equal(split.parents, unique):
+    _require(forest, k, "coarser", off <= SAME, level.lod.coarser, "the native footprint of the parent")
+    if len(split.parents) and not torch.equal(split.parents, unique):
         raise Sr3dError(forest.name, f"level {k}: split_parents", "other rows", "the parents of the level, ascending")
     made = torch.full_like(natives, torch.inf).scatter_reduce_(0, inverse, level.lod.native[linked], "amin")
-    off[linked] = (split.finer / made - 1).abs()[inverse]
-    _require(forest, k, "split_finer", off <= _SAME, level.lod.native, "the smallest native footprint of the children")
+    says = split.finer if len(split.parents) else _finer(forest)[unique]
+    off[linked] = (says / made - 1).abs()[inverse]
+    name = "split_finer" if len(split.parents) else "finer of the parents"
+    _require(forest, k, name, off <= SAME, level.lod.native, "the smallest native footprint of the children")
+
+
+def _finer(forest: Forest) -> Tensor:
+    """Footprint of the children of every row. [N]"""
+    parts = []
+    for k, level in enumerate(forest.levels):
+        blocks = torch.arange(len(level.blocks.reach), device=level.parents.device)
+        parts.append(forest.finer(k, blocks).flatten()[: len(level)])
+    return torch.cat(parts)
 
 
 def _check_rows(forest: Forest, k: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -112,7 +113,10 @@ def _write_levels(folder: Path, forest: Forest, entries: list[Entry], taken: set
         tries = (f"level-{index:03d}{f'-{again}' if again else ''}.safetensors" for again in count())
         name = next(name for name in tries if name not in taken)
         with atomic(folder / name) as temporary:
-            save_file(_arrays(level), temporary)
+            try:
+                save_file(_arrays(level), temporary)
+            except SafetensorError as error:
+                raise Sr3dError(folder, name, error, "a place that can be written") from error
             entries.append(_described(level, name, temporary.stat().st_size))
             check_entries(folder / JSON, entries)
     document = {"format": FORMAT, "version": VERSION, "levels": [asdict(entry) for entry in entries]}
@@ -146,5 +150,4 @@ def _arrays(level: Level) -> dict[str, Tensor]:
         out["features"] = g.features
     out |= {f"block_{name}": value for name, value in vars(level.blocks).items()}
     out |= {"parents": level.parents} | {f"split_{name}": value for name, value in vars(level.split).items()}
-    # Each with memory of its own: the library refuses shared storage.
     return {name: value.detach().cpu().contiguous() for name, value in out.items()}

@@ -7,7 +7,7 @@ level, rows follow a Hilbert curve and every `BLOCK` of them form a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -25,9 +25,11 @@ from sr3d.lod._finer import lay_over, own_rows
 from sr3d.lod.curve import hilbert_order
 
 BLOCK = 1024
+SAME = 1e-4  # relative difference of footprints that counts as rounding
+_ROUNDING = 2.0**-24  # of float32, relative
 
 
-@dataclass(kw_only=True, frozen=True)
+@dataclass(kw_only=True, frozen=True, eq=False)
 class Blocks:
     """Bounds of the B blocks of a level: what a frame needs to know to skip them.
 
@@ -46,7 +48,7 @@ class Blocks:
     coarsest: Float[Tensor, " b"]
 
 
-@dataclass(kw_only=True, frozen=True)
+@dataclass(kw_only=True, frozen=True, eq=False)
 class Split:
     """What a level says about earlier ones: which Gaussians it densified. Nothing stored there is rewritten.
 
@@ -63,7 +65,7 @@ class Split:
     finest: Float[Tensor, " q"]
 
 
-@dataclass(kw_only=True, frozen=True)
+@dataclass(kw_only=True, frozen=True, eq=False)
 class Level:
     """Gaussians that were appended together.
 
@@ -101,7 +103,7 @@ class Source(Protocol):
         """Raise `Sr3dError` if a file is not what it was when it was opened."""
 
 
-@dataclass(kw_only=True, frozen=True)
+@dataclass(kw_only=True, frozen=True, eq=False)
 class Forest:
     """Levels of Gaussians, appended one after the other; a frame visits only the blocks that it can see.
 
@@ -126,11 +128,11 @@ class Forest:
 
     @cached_property
     def magnification(self) -> float:
-        """How much finer the finest level is than the first, by the first Gaussian of each."""
-        natives = [float(level.lod.native[0]) for level in self.levels]
+        """How much finer the finest level is than the first, by the median footprint of the first block of each."""
+        natives = [float(level.lod.native[:BLOCK].nanmedian()) for level in self.levels]
         if not all(0 < native < math.inf for native in natives):
-            raise Sr3dError(self.name, "lod.native", f"{natives} first in the levels", "finite footprints > 0")
-        return natives[0] / min(natives)
+            raise Sr3dError(self.name, "lod.native", f"{natives} in the levels' first blocks", "finite footprints > 0")
+        return max(natives[0] / min(natives), 1.0)
 
     @cached_property
     def origins(self) -> list[Float[np.ndarray, 3]]:
@@ -218,14 +220,19 @@ class Forest:
             parents: Index of each one's parent among them, −1 where there is none; None if they are not known.
 
         Raises:
-            Sr3dError: No Gaussians, batch axes, no `lod`, impossible footprints, or parents that do not exist or are
-                not one level up.
+            Sr3dError: No Gaussians, batch axes, no `lod`, impossible values, levels with gaps, parents that do not
+                exist, are not one level up or whose footprints disagree with their children's, or a level that spans
+                more than float32 offsets of its footprints can.
         """
         where = "sr3d.lod.Forest.from_gaussians"
         lod = _check(where, gaussians)
-        links = torch.full_like(lod.level, -1, dtype=torch.int64) if parents is None else parents.long()
-        _check_links(where, links, lod.level, lod.native)
+        links = (
+            torch.full_like(lod.level, -1, dtype=torch.int64) if parents is None else torch.as_tensor(parents).long()
+        )
+        _check_links(where, links, lod)
         numbers = lod.level.unique().tolist()
+        if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+            raise Sr3dError(where, "lod.level", f"levels {numbers}", "consecutive levels")
         chosen = [(lod.level == number).nonzero()[:, 0] for number in numbers]
         orders = [rows[hilbert_order(gaussians.means[rows])] for rows in chosen]
         place = torch.empty(len(gaussians), dtype=torch.int64)
@@ -250,16 +257,18 @@ class Forest:
 
         Args:
             children: [N]; `lod.native` is used, the other fields of `lod` follow from the parents. Means may be
-                float64, and have to be where float32 is coarser than their footprint.
+                float64, and have to be where float32 is coarser than their footprint. They are stored as float32
+                offsets from the middle of the level: what is far apart compared to its footprints goes into appends
+                of its own.
             parents: Row of each one's parent, all of one level number; −1 for a new root. [N]
 
         Returns:
             Forest with the level behind all others.
 
         Raises:
-            Sr3dError: No children, batch axes, no `lod`, impossible footprints (children must be finer than their
-                parents), parents that do not exist, are of different levels or have children already, or another SH
-                degree or feature width than the forest's.
+            Sr3dError: No children, batch axes, no `lod`, impossible values, children not finer than their parents
+                or too far apart for float32 offsets of their footprints, parents that do not exist, are of different
+                levels or have children already, or another SH degree or feature width than the forest's.
         """
         where = "sr3d.lod.Forest.append"
         lod = _check(where, children)
@@ -267,7 +276,7 @@ class Forest:
             raise Sr3dError(where, "device", self.levels[0].parents.device, "a forest in CPU memory")
         _check_layout(where, children, self.levels[0].gaussians)
         self._unchanged()
-        parents = parents.to("cpu", torch.int64)
+        parents = torch.as_tensor(parents).to("cpu", torch.int64)
         if parents.shape != lod.native.shape:
             raise Sr3dError(where, "parents", tuple(parents.shape), tuple(lod.native.shape))
         if ((parents < -1) | (parents >= len(self))).any():
@@ -336,6 +345,10 @@ class Forest:
         self._unchanged()
         return Forest(levels=tuple(_to(level, device) for level in self.levels))
 
+    def __reduce__(self) -> tuple[Callable[[tuple[Level, ...]], Forest], tuple[tuple[Level, ...]]]:
+        """Copies and pickles hold the values themselves: a mapping cannot cross to another process."""
+        return _of_levels, (self.levels if self.source is None else self.to("cpu").levels,)
+
     @staticmethod
     def load(path: str | Path) -> Forest:
         """Open a forest; nothing but its tables is read (see `sr3d.io.read_forest`)."""
@@ -381,6 +394,10 @@ class Forest:
         return Split(parents=parents, finer=made, blocks=torch.cat(blocks), finest=torch.cat(finest))
 
 
+def _of_levels(levels: tuple[Level, ...]) -> Forest:
+    return Forest(levels=levels)
+
+
 def bound_blocks(gaussians: Gaussians) -> Blocks:
     """Bounds of consecutive blocks of `BLOCK` Gaussians (the last may be shorter). [N] → [B]"""
     assert gaussians.lod is not None
@@ -407,6 +424,10 @@ def _level(number: int, gaussians: Gaussians, parents: Tensor, split: Split) -> 
     origin = 0.5 * (means.amin(dim=0) + means.amax(dim=0))
     lod = gaussians.lod
     assert lod is not None
+    error, native = float((means - origin).abs().max()) * _ROUNDING, float(lod.native.median())
+    if error > native:
+        found = f"level {number} spans {error / _ROUNDING:.3g} around its middle, with footprints of {native:.3g}"
+        raise Sr3dError("sr3d.lod.Forest", "means", found, "parts close together: append those far apart one by one")
     g = gaussians.detach().to(torch.float32)
     local = Gaussians(
         means=(means - origin).float(),
@@ -451,14 +472,26 @@ def _starts(sizes: Sequence[int]) -> list[int]:
 
 
 def _to(level: Level, device: torch.device | str) -> Level:
-    def moved(part: Blocks | Split) -> dict[str, Tensor]:
-        return {name: value.to(device) for name, value in vars(part).items()}
+    """A copy, also where the level is on the device already: it must not stay mapped."""
 
+    def moved(part: Blocks | Split) -> dict[str, Tensor]:
+        return {name: value.to(device, copy=True) for name, value in vars(part).items()}
+
+    g, lod = level.gaussians, level.lod
+    gaussians = Gaussians(
+        means=g.means.to(device, copy=True),
+        quats=g.quats.to(device, copy=True),
+        scales=g.scales.to(device, copy=True),
+        opacities=g.opacities.to(device, copy=True),
+        sh=g.sh.to(device, copy=True),
+        features=None if g.features is None else g.features.to(device, copy=True),
+    )
+    native, coarser, finer = (t.to(device, copy=True) for t in (lod.native, lod.coarser, lod.finer))
     return Level(
         number=level.number,
         origin=level.origin.to(device),
-        gaussians=level.gaussians.to(device),
-        parents=level.parents.to(device),
+        gaussians=_with_lod(gaussians, native, coarser, finer, level.number),
+        parents=level.parents.to(device, copy=True),
         blocks=Blocks(**moved(level.blocks)),
         split=Split(**moved(level.split)),
     )
@@ -474,9 +507,25 @@ def _check(where: str, gaussians: Gaussians) -> Lod:
         raise Sr3dError(where, "lod", "none", "Gaussians with native footprints (sr3d.lod.Lod.roots)")
     if gaussians.means.device.type != "cpu":
         raise Sr3dError(where, "device", gaussians.means.device, "CPU memory; move the forest when it is done")
+    if gaussians.lod.native.shape != gaussians.opacities.shape:
+        raise Sr3dError(where, "lod", f"{len(gaussians.lod.native)} footprints", f"{len(gaussians)}, one per Gaussian")
+    if gaussians.sh.shape[-2] not in (1, 4, 9, 16):
+        raise Sr3dError(where, "sh", f"{gaussians.sh.shape[-2]} coefficients", "1, 4, 9 or 16 (degree 0 to 3)")
     check_footprints(where, gaussians.lod)
-    if not torch.isfinite(gaussians.means).all():
-        raise Sr3dError(where, "means", "NaN or infinity", "finite positions")
+    g = gaussians
+    rules = {
+        "means": (torch.isfinite(g.means).all(dim=-1), "finite positions"),
+        "quats": (torch.isfinite(g.quats).all(dim=-1) & (g.quats != 0).any(dim=-1), "finite, of norm > 0"),
+        "scales": (((g.scales >= 0) & torch.isfinite(g.scales)).all(dim=-1), "finite, >= 0"),
+        "opacities": ((g.opacities >= 0) & (g.opacities <= 1), "0 to 1"),
+        "sh": (torch.isfinite(g.sh).flatten(1).all(dim=-1), "finite"),
+    }
+    if g.features is not None:
+        rules["features"] = (torch.isfinite(g.features).all(dim=-1), "finite")
+    for name, (good, expected) in rules.items():
+        if not good.all():
+            row = int((~good).nonzero()[0, 0])
+            raise Sr3dError(where, name, f"{getattr(g, name)[row].tolist()} in row {row}"[:120], expected)
     return gaussians.lod
 
 
@@ -498,18 +547,27 @@ def check_footprints(where: str | Path, lod: Lod) -> None:
             raise Sr3dError(where, name, f"{values[row].item():g} in row {row}", expected)
 
 
-def _check_links(where: str, parents: Tensor, level: Tensor, native: Tensor) -> None:
-    count = len(level)
-    if parents.shape != level.shape:
-        raise Sr3dError(where, "parents", tuple(parents.shape), tuple(level.shape))
+def _check_links(where: str, parents: Tensor, lod: Lod) -> None:
+    count = len(lod.level)
+    if parents.shape != lod.level.shape:
+        raise Sr3dError(where, "parents", tuple(parents.shape), tuple(lod.level.shape))
     bad = (parents < -1) | (parents >= count)
     if bad.any():
         raise Sr3dError(where, "parents", f"dangling link to {parents[bad][0].item()}", f"-1 or an index below {count}")
-    linked = parents >= 0
-    if (level[parents[linked]] != level[linked] - 1).any():
+    child = (parents >= 0).nonzero()[:, 0]
+    above = parents[child]
+    if (lod.level[above] != lod.level[child] - 1).any():
         raise Sr3dError(where, "parents", "links that do not go one level up (or in circles)", "level - 1 of the child")
-    if (native[parents[linked]] <= native[linked]).any():
-        raise Sr3dError(where, "parents", "parents no coarser than their children", "parents of larger footprints")
+    smallest = torch.full_like(lod.native, torch.inf).scatter_reduce_(0, above, lod.native[child], "amin")
+    rules = {
+        "lod.coarser": (lod.coarser[child], lod.native[above], "the native footprint of the parent"),
+        "lod.finer": (lod.finer[above], smallest[above], "the smallest native footprint of the children"),
+    }
+    for name, (found, right, expected) in rules.items():
+        off = ~((found / right - 1).abs() <= SAME)
+        if off.any():
+            row = int(off.nonzero()[0, 0])
+            raise Sr3dError(where, name, f"{found[row].item():g} for the link of row {child[row]}", expected)
 
 
 def _check_layout(where: str, new: Gaussians, old: Gaussians) -> None:

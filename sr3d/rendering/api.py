@@ -16,6 +16,7 @@ from sr3d.cameras import Cameras
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.lod import FadeMode, Forest
+from sr3d.lod.forest import check_footprints
 from sr3d.rendering import constants as const
 from sr3d.rendering.job import Raster, Splats, Views
 
@@ -85,17 +86,18 @@ def render(
             (WonderZoom Eq. 2-3, GaussianZoom Eq. 9); False draws all levels at once.
         median_depth: Also return the depth at which half of the light is stopped.
         ids: Also return which Gaussian contributes most to each pixel.
-        near: z-depth below which nothing is drawn, world units. By default 0.01; for a forest 0.01 times the
-            magnification of its finest level, so that a camera can move towards what was zoomed into.
+        near: z-depth below which nothing is drawn, world units. By default 0.01; for a forest 0.01 divided by the
+            magnification of its finest level, so that a camera can move up to what was zoomed into.
         offsets: For scenes of different sizes: `gaussians` [N] are those of B scenes end to end, scene b being rows
             offsets[b] to offsets[b + 1], and the cameras have one batch axis [B, C]. [B + 1]
         backend: "auto" takes gsplat for CUDA tensors, the Numba rasteriser else.
 
     Returns:
-        Images of every view, in the dtype of `gaussians.means`.
+        Images of every view, in the dtype of `gaussians.means`; of a forest float32 (float64 by the reference).
 
     Raises:
-        Sr3dError: Batch axes disagree, `features` is asked of Gaussians that have none, the background has
+        Sr3dError: Batch axes or lengths disagree, footprints are NaN, not positive or out of order, K has no positive
+            focal lengths, `features` is asked of Gaussians that have none, the background has
             another shape, SH has a count that is no square up to 16, K has skew, offsets do not cover the Gaussians,
             `near` is not positive, gradients are asked of a forest's cameras, a mapped file has changed, or the
             backend cannot run here.
@@ -103,7 +105,9 @@ def render(
     if isinstance(gaussians, Forest):
         return _render_forest(gaussians, cameras, background, features, antialias, lod, median_depth, ids, near,
                               offsets, backend)  # fmt: skip
-    _check(gaussians, cameras, background, features, near, offsets)
+    _check(gaussians, cameras, background, features, near, lod, offsets)
+    if gaussians.lod is not None and lod:
+        check_footprints("sr3d.render", gaussians.lod.map(torch.flatten))
     rasterize = _backend(backend, gaussians.means.device).rasterize
     batch = cameras.K.shape[:-3]
     # The batch axes of Gaussians and packed scenes are the same thing: rows end to end.
@@ -138,7 +142,7 @@ def _render_forest(
     offsets: object,
     backend: Backend,
 ) -> Rendering:
-    _check(forest.levels[0].gaussians, cameras, background, features, near, None)
+    _check(forest.levels[0].gaussians, cameras, background, features, near, lod, None)
     if offsets is not None:
         raise Sr3dError("sr3d.render", "offsets", "given for a forest", "None")
     if torch.is_grad_enabled() and cameras.world_to_cam.requires_grad:
@@ -178,9 +182,7 @@ def _some(tensor: Tensor | None) -> Tensor:
 
 
 def _views(cameras: Cameras, antialias: bool, lod: bool | FadeMode, near: float, inspect: bool) -> Views:
-    scenes, fade = cameras.K.shape[:-3].numel(), "minimax" if lod is True else lod
-    if fade not in ("minimax", "linear", False):
-        raise Sr3dError("sr3d.render", "lod", repr(lod), "True, False, 'minimax' or 'linear'")
+    scenes = cameras.K.shape[:-3].numel()
     return Views(
         world_to_cam=cameras.world_to_cam.reshape(scenes, len(cameras), 4, 4),
         K=cameras.K.reshape(scenes, len(cameras), 3, 3),
@@ -188,7 +190,7 @@ def _views(cameras: Cameras, antialias: bool, lod: bool | FadeMode, near: float,
         height=cameras.height,
         antialias=antialias,
         near=float(near),
-        fade=fade or None,
+        fade="minimax" if lod is True else lod or None,
         inspect=inspect,
     )
 
@@ -233,14 +235,29 @@ def _check(
     background: Tensor | None,
     features: bool,
     near: float | None,
+    lod: object,
     offsets: Sequence[int] | Tensor | None,
 ) -> None:
     where = "sr3d.render"
+    if lod not in (True, False, "minimax", "linear"):
+        raise Sr3dError(where, "lod", repr(lod), "True, False, 'minimax' or 'linear'")
+    if offsets is not None:
+        kind = torch.as_tensor(offsets)
+        if kind.ndim != 1 or kind.is_floating_point():
+            raise Sr3dError(where, "offsets", f"{kind.dtype} of shape {tuple(kind.shape)}", "whole numbers [B + 1]")
     batch = gaussians.means.shape[:-2] if offsets is None else (len(offsets) - 1,)
     if batch != cameras.K.shape[:-3] or (offsets is not None and gaussians.means.ndim != 2):
         found = f"Gaussians {tuple(gaussians.means.shape[:-2])}, cameras {tuple(cameras.K.shape[:-3])}"
         expected = "the same" if offsets is None else f"Gaussians (), cameras {tuple(batch)}"
         raise Sr3dError(where, "batch axes", found, expected)
+    count = gaussians.opacities.shape
+    native = None if gaussians.lod is None else gaussians.lod.native
+    for field, tensor in (("lod", native), ("features", gaussians.features)):
+        if tensor is not None and tensor.shape[: len(count)] != count:
+            raise Sr3dError(where, field, tuple(tensor.shape), f"{tuple(count)}, as the opacities")
+    focal = torch.stack([cameras.K[..., 0, 0], cameras.K[..., 1, 1]])
+    if not (torch.isfinite(cameras.K).all() and (focal > 0).all()):
+        raise Sr3dError(where, "K", "NaN, infinity or a focal length <= 0", "finite, fx and fy > 0")
     if offsets is not None:
         ends = [int(o) for o in offsets]
         if len(ends) < 2 or ends[0] != 0 or ends[-1] != len(gaussians) or sorted(ends) != ends:

@@ -173,5 +173,5 @@ def torch_visible(
         keep &= ((z + deep) / focal > finest) & ((z - deep).clamp_min(near) / focal < coarsest)
     normals = sides[:, :3]
     spread = half @ (normals @ R).abs().T
-    keep &= (cam @ normals.T + spread >= -sides[:, 3] * reach.double()[:, None]).all(dim=1)
+    keep &= ~(cam @ normals.T + spread < -sides[:, 3] * reach.double()[:, None]).any(dim=1)
     return keep.nonzero()[:, 0]

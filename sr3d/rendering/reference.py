@@ -62,6 +62,12 @@ def rasterize(splats: Splats, views: Views) -> Raster:
         lod = None if splats.lod is None else splats.lod.index(slice(first, last))
         for c in range(views.K.shape[1]):
             out.append(_rasterize_view(scene, lod, views.world_to_cam[b, c].to(dtype), views.K[b, c].to(dtype), views))
+    if not out:  # no views
+        shape = (*views.K.shape[:2], views.height, views.width)
+        channels = 4 + (0 if splats.features is None else splats.features.shape[-1])
+        empty = splats.means.new_zeros(shape)
+        ids = torch.zeros(shape, dtype=torch.int64, device=empty.device)
+        return Raster(image=empty[..., None].expand(*shape, channels), alpha=empty, median_depth=empty, ids=ids)
     image, alpha, median, ids = (torch.stack(t).unflatten(0, views.K.shape[:2]) for t in zip(*out))
     image, alpha, median = (t.to(splats.means.dtype) for t in (image, alpha, median))
     return Raster(image=image, alpha=alpha, median_depth=median, ids=ids)

@@ -224,10 +224,11 @@ def _staged(output: str | Path) -> Iterator[Path]:
         output.mkdir(exist_ok=True)
         for file in sorted(folder.iterdir()):
             # A folder (scene.sr3d) cannot take the place of another one that holds files.
+            old = folder.with_suffix(".old")
             if (output / file.name).is_dir():
-                os.replace(output / file.name, folder.with_suffix(".old"))
-                shutil.rmtree(folder.with_suffix(".old"))
+                os.replace(output / file.name, old)
             os.replace(file, output / file.name)
+            shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise Sr3dError(output, "output", error.strerror or error, "a folder that can be written") from error
     finally:

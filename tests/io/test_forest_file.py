@@ -5,6 +5,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import time
 import weakref
 from dataclasses import replace
@@ -573,3 +575,20 @@ def test_gaussians_of_a_mapped_forest_can_be_used(saved):
     assert isinstance(back, Gaussians) and torch.equal(back.means, small().gaussians().means)
     moved = read_forest(saved).to("cpu")
     assert moved.source is None and same(moved, small())
+
+
+def test_a_full_disk(tmp_path):
+    """In a process whose files may not grow beyond 20 kB."""
+    code = (
+        "import resource, signal, sys; from sr3d import Gaussians, Sr3dError; from sr3d.lod import Forest\n"
+        "forest = Forest.load(sys.argv[1]).to('cpu')\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "try: forest.save(sys.argv[2])\n"
+        "except Sr3dError as error: print('refused', error)\n"
+    )
+    big = plane_forest(1, size=64)
+    big.save(tmp_path / "big.sr3d")
+    command = [sys.executable, "-c", code, str(tmp_path / "big.sr3d"), str(tmp_path / "copy.sr3d")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.startswith("refused"), done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["big.sr3d"]

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sr3d.cameras import Cameras
 from sr3d.errors import Sr3dError
-from sr3d.gaussians import Gaussians
+from sr3d.gaussians import Gaussians, Lod
 from sr3d.rendering import choose_backend, render
 
 
@@ -38,6 +39,19 @@ def test_gradients_reach_every_field_and_the_pose(make: Callable) -> None:
         ("backend", lambda g, c: (g, c, {"backend": "metal"})),
         ("backend", lambda g, c: (g, c, {"backend": "cuda"})),
         ("sh", lambda g, c: (replace(g, sh=g.sh.expand(-1, 5, -1)), c, {})),
+        ("K", lambda g, c: (g, replace(c, K=c.K * torch.tensor([[-1.0], [1], [1]])), {})),
+        ("K", lambda g, c: (g, replace(c, K=c.K * torch.nan), {})),
+        ("near", lambda g, c: (g, c, {"near": 0.0})),
+        ("lod", lambda g, c: (g, c, {"lod": "cubic"})),
+        ("lod", lambda g, c: (replace(g, lod=Lod.roots(torch.ones(4))), c, {})),
+        ("lod.native", lambda g, c: (replace(g, lod=Lod.roots(torch.full((5,), torch.nan))), c, {})),
+        ("lod.native", lambda g, c: (replace(g, lod=Lod.roots(-torch.ones(5))), c, {})),
+        ("features", lambda g, c: (_with_features(g, torch.ones(4, 2)), c, {"features": True})),
+        ("offsets", lambda g, c: (g, _batch_axis(c), {"offsets": torch.tensor(5)})),
+        ("offsets", lambda g, c: (g, _batch_axis(c), {"offsets": torch.tensor([0.0, 5.9])})),
+        ("offsets", lambda g, c: (g, _batch_axis(c), {"offsets": [0, 4]})),
+        ("offsets", lambda g, c: (g, _batch_axis(c), {"offsets": [1, 5]})),
+        ("batch axes", lambda g, c: (g, c, {"offsets": [0, 5]})),
         ("batch axes", lambda g, c: (_batched(g), c, {})),
         ("K", lambda g, c: (g, replace(c, K=c.K + torch.tensor([[0.0, 1, 0], [0, 0, 0], [0, 0, 0]])), {})),
     ],
@@ -48,6 +62,22 @@ def test_wrong_input(make: Callable, field: str, change: Callable) -> None:
     with pytest.raises(Sr3dError) as error:
         unchecked(gaussians, cameras, **options)
     assert error.value.field == field and error.value.source == "sr3d.render"
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_no_cameras(make: Callable, backend: str) -> None:
+    gaussians, cameras = make(5)
+    out = render(gaussians, cameras.index(slice(0, 0)), backend=backend, ids=True)
+    assert out.rgb.shape == (0, 24, 32, 3) and out.ids.shape == (0, 24, 32)
+
+
+def _batch_axis(cameras: Cameras) -> Cameras:
+    return replace(cameras, world_to_cam=cameras.world_to_cam[None], K=cameras.K[None])
+
+
+def _with_features(gaussians: Gaussians, features: torch.Tensor) -> Gaussians:
+    gaussians.features = features  # of another length: the constructor's checks are on in tests only
+    return gaussians
 
 
 def _batched(gaussians: Gaussians) -> Gaussians:
