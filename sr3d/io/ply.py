@@ -190,7 +190,7 @@ def _lod(path: Path, columns: np.ndarray) -> Lod:
     _forbid(path, "lod_native", ~((native > 0) & torch.isfinite(native)), "finite footprints > 0")
     _forbid(path, "lod_coarser", coarser < native, "footprints ≥ lod_native")
     _forbid(path, "lod_finer", (finer > native) | (finer < 0), "footprints from 0 to lod_native")
-    _forbid(path, "lod_level", ~torch.isfinite(level), "finite levels")
+    _forbid(path, "lod_level", ~((level >= 0) & (level <= 1 << 24) & (level == level.floor())), "whole levels >= 0")
     return Lod(
         native=native.contiguous(),
         coarser=coarser.contiguous(),
