@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ def stored_study(report: Report, copies: list[int], size: int, repeats: int) -> 
         forest = Forest.from_gaussians(copies_of(base, count))
         for name, view in views_of(camera).items():
             expected, found = sr3d.render(alone, view).rgb, sr3d.render(forest, view).rgb
-            timing = measure(lambda: sr3d.render(forest, view), lambda: sr3d.render(alone, view), repeats)  # noqa: B023
+            timing = measure(partial(sr3d.render, forest, view), partial(sr3d.render, alone, view), repeats)
             rows.append(
                 {
                     "view": name,

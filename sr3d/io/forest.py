@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians, Lod
-from sr3d.lod.forest import BLOCK, Blocks, Forest, Level, Split
+from sr3d.lod import BLOCK, Blocks, Forest, Level, Split
 
 FORMAT, VERSION, JSON = "sr3d.forest", 1, "forest.json"
 _MAX_JSON, _MAX_HEADER = 1 << 24, 1 << 20  # bytes
@@ -224,7 +224,7 @@ def _entry(where: Path, index: int, level: object) -> Entry:
 
 
 def _finite(value: object) -> bool:
-    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
 
 
 def check_entries(where: Path, entries: Sequence[Entry]) -> None:

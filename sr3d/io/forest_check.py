@@ -11,7 +11,8 @@ from sr3d.errors import Sr3dError
 from sr3d.gaussians import Lod
 from sr3d.io.forest import check_tables
 from sr3d.lod import BLOCK, Forest
-from sr3d.lod.forest import SAME, bound_blocks, check_footprints
+from sr3d.lod.checks import SAME, check_footprints
+from sr3d.lod.level import bound_blocks
 
 
 def check_forest(forest: Forest) -> None:

@@ -124,9 +124,10 @@ def _read_vertices(path: Path) -> np.ndarray:
     _check_header(path)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "loadtxt: input contained no data")  # an error follows where it matters
+            # NumPy only warns where a text file ends before its rows.
+            warnings.filterwarnings("error", "loadtxt: input contained no data")
             return PlyData.read(str(path), mmap=True)["vertex"].data
-    except (PlyParseError, ValueError, KeyError, IndexError, OSError, MemoryError, OverflowError) as error:
+    except (UserWarning, PlyParseError, ValueError, KeyError, IndexError, OSError, MemoryError, OverflowError) as error:
         raise Sr3dError(path, "data", f"{type(error).__name__}: {error}", "as many rows as the header says") from error
 
 

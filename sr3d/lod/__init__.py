@@ -2,7 +2,8 @@
 
 from sr3d.gaussians import Lod
 from sr3d.lod.fade import MINIMAX_LAMBDA, FadeMode, fade, visibility
-from sr3d.lod.forest import BLOCK, Blocks, Forest, Level, Split
+from sr3d.lod.forest import Forest
+from sr3d.lod.level import BLOCK, Blocks, Level, Split
 
 __all__ = [
     "BLOCK",

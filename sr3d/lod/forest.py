@@ -20,79 +20,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sr3d.errors import Sr3dError
-from sr3d.gaussians import Gaussians, Lod
+from sr3d.gaussians import Gaussians
 from sr3d.lod._finer import lay_over, own_rows
+from sr3d.lod.checks import check_gaussians, check_layout, check_links
 from sr3d.lod.curve import hilbert_order
-
-BLOCK = 1024
-SAME = 1e-4  # relative difference of footprints that counts as rounding
-_ROUNDING = 2.0**-24  # of float32, relative
-
-
-@dataclass(kw_only=True, frozen=True, eq=False)
-class Blocks:
-    """Bounds of the B blocks of a level: what a frame needs to know to skip them.
-
-    Attributes:
-        lower: Least coordinates of the means, relative to the level's origin, world units. [B, 3]
-        upper: Largest coordinates. [B, 3]
-        reach: Largest standard deviation, world units. [B]
-        finest: Render footprint at and below which nothing is visible, as of when the level was appended. [B]
-        coarsest: Render footprint at and above which nothing is visible, `inf` if something has no parent. [B]
-    """
-
-    lower: Float[Tensor, "b 3"]
-    upper: Float[Tensor, "b 3"]
-    reach: Float[Tensor, " b"]
-    finest: Float[Tensor, " b"]
-    coarsest: Float[Tensor, " b"]
-
-
-@dataclass(kw_only=True, frozen=True, eq=False)
-class Split:
-    """What a level says about earlier ones: which Gaussians it densified. Nothing stored there is rewritten.
-
-    Attributes:
-        parents: Rows that have children in this level, ascending. [P]
-        finer: Smallest native footprint of their children, world units per pixel. [P]
-        blocks: Blocks that hold those rows, ascending. [Q]
-        finest: `Blocks.finest` of these blocks from now on. [Q]
-    """
-
-    parents: Int[Tensor, " p"]
-    finer: Float[Tensor, " p"]
-    blocks: Int[Tensor, " q"]
-    finest: Float[Tensor, " q"]
-
-
-@dataclass(kw_only=True, frozen=True, eq=False)
-class Level:
-    """Gaussians that were appended together.
-
-    Attributes:
-        number: 0 for the coarse scene; else one more than that of the parents. Branches share a number.
-        origin: Point that the means are relative to, world frame, float64. [3]
-        gaussians: [N], in block order; means are offsets from `origin`, `lod.finer` is as of when it was appended.
-        parents: Row of each Gaussian's parent in an earlier level, −1 where there is none or it is not known. [N]
-        blocks: Bounds of each block.
-        split: Parents in earlier levels.
-    """
-
-    number: int
-    origin: Float[Tensor, 3]
-    gaussians: Gaussians
-    parents: Int[Tensor, " n"]
-    blocks: Blocks
-    split: Split
-
-    def __len__(self) -> int:
-        return len(self.gaussians)
-
-    @property
-    def lod(self) -> Lod:
-        """Footprints of the level's own Gaussians."""
-        assert self.gaussians.lod is not None
-        return self.gaussians.lod
+from sr3d.lod.level import BLOCK, Level, Split, copy_level, make_level, with_footprints
 
 
 @runtime_checkable
@@ -225,11 +157,11 @@ class Forest:
                 more than float32 offsets of its footprints can.
         """
         where = "sr3d.lod.Forest.from_gaussians"
-        lod = _check(where, gaussians)
+        lod = check_gaussians(where, gaussians)
         links = (
             torch.full_like(lod.level, -1, dtype=torch.int64) if parents is None else torch.as_tensor(parents).long()
         )
-        _check_links(where, links, lod)
+        check_links(where, links, lod)
         numbers = lod.level.unique().tolist()
         if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
             raise Sr3dError(where, "lod.level", f"levels {numbers}", "consecutive levels")
@@ -246,7 +178,7 @@ class Forest:
         levels = []
         for number, rows in zip(numbers, orders):
             linked = torch.where(links[rows] < 0, links[rows], place[links[rows].clamp_min(0)])
-            levels.append(_level(number, gaussians.index(rows), linked, none))
+            levels.append(make_level(number, gaussians.index(rows), linked, none))
         return Forest(levels=tuple(levels))
 
     def append(self, children: Gaussians, parents: Int[Tensor, " n"]) -> Forest:
@@ -271,10 +203,10 @@ class Forest:
                 levels or have children already, or another SH degree or feature width than the forest's.
         """
         where = "sr3d.lod.Forest.append"
-        lod = _check(where, children)
+        lod = check_gaussians(where, children)
         if self.levels[0].parents.device.type != "cpu":
             raise Sr3dError(where, "device", self.levels[0].parents.device, "a forest in CPU memory")
-        _check_layout(where, children, self.levels[0].gaussians)
+        check_layout(where, children, self.levels[0].gaussians)
         self._unchanged()
         parents = torch.as_tensor(parents).to("cpu", torch.int64)
         if parents.shape != lod.native.shape:
@@ -297,9 +229,9 @@ class Forest:
             raise Sr3dError(where, "lod.native", found, "children finer than their parents")
         made = torch.full((len(unique),), torch.inf).scatter_reduce_(0, inverse, native[parents >= 0], "amin")
         number = numbers[0] + 1 if numbers else self.levels[-1].number
-        children = _with_lod(children, native, coarser, torch.zeros_like(coarser), number)
+        children = with_footprints(children, native, coarser, torch.zeros_like(coarser), number)
         order = hilbert_order(children.means)
-        level = _level(number, children.index(order), parents[order], self._split(unique, made))
+        level = make_level(number, children.index(order), parents[order], self._split(unique, made))
         return Forest(levels=(*self.levels, level), source=self.source)
 
     def undo(self, count: int = 1) -> Forest:
@@ -332,7 +264,7 @@ class Forest:
                 sh=g.sh.to(dtype),
                 features=None if g.features is None else g.features.to(dtype),
             )
-            parts.append(_with_lod(placed, lod.native, lod.coarser, finer, level.number))
+            parts.append(with_footprints(placed, lod.native, lod.coarser, finer, level.number))
         return Gaussians.cat(parts)
 
     @property
@@ -343,7 +275,7 @@ class Forest:
     def to(self, device: torch.device | str) -> Forest:
         """Copy to a device; what was mapped from a file is read."""
         self._unchanged()
-        return Forest(levels=tuple(_to(level, device) for level in self.levels))
+        return Forest(levels=tuple(copy_level(level, device) for level in self.levels))
 
     def __reduce__(self) -> tuple[Callable[[tuple[Level, ...]], Forest], tuple[tuple[Level, ...]]]:
         """Copies and pickles hold the values themselves: a mapping cannot cross to another process."""
@@ -398,65 +330,6 @@ def _of_levels(levels: tuple[Level, ...]) -> Forest:
     return Forest(levels=levels)
 
 
-def bound_blocks(gaussians: Gaussians) -> Blocks:
-    """Bounds of consecutive blocks of `BLOCK` Gaussians (the last may be shorter). [N] → [B]"""
-    assert gaussians.lod is not None
-    lod = gaussians.lod
-
-    def reduce(values: Tensor, smallest: bool) -> Tensor:
-        pad = -len(values) % BLOCK
-        filled = torch.cat([values, values[-1:].expand(pad, *values.shape[1:])])
-        blocks = filled.unflatten(0, (-1, BLOCK))
-        return blocks.amin(dim=1) if smallest else blocks.amax(dim=1)
-
-    return Blocks(
-        lower=reduce(gaussians.means, True),
-        upper=reduce(gaussians.means, False),
-        reach=reduce(gaussians.scales.amax(dim=-1), False),
-        finest=reduce(lod.finer, True),
-        coarsest=reduce(lod.coarser, False),
-    )
-
-
-def _level(number: int, gaussians: Gaussians, parents: Tensor, split: Split) -> Level:
-    """A level of Gaussians in block order, world frame."""
-    means = gaussians.means.detach().double()
-    origin = 0.5 * (means.amin(dim=0) + means.amax(dim=0))
-    lod = gaussians.lod
-    assert lod is not None
-    error, native = float((means - origin).abs().max()) * _ROUNDING, float(lod.native.median())
-    if error > native:
-        found = f"level {number} spans {error / _ROUNDING:.3g} around its middle, with footprints of {native:.3g}"
-        raise Sr3dError("sr3d.lod.Forest", "means", found, "parts close together: append those far apart one by one")
-    g = gaussians.detach().to(torch.float32)
-    local = Gaussians(
-        means=(means - origin).float(),
-        quats=g.quats.contiguous(),
-        scales=g.scales.contiguous(),
-        opacities=g.opacities.contiguous(),
-        sh=g.sh.contiguous(),
-        features=None if g.features is None else g.features.contiguous(),
-    )
-    local = _with_lod(local, lod.native, lod.coarser, lod.finer, number)
-    return Level(
-        number=number, origin=origin, gaussians=local, parents=parents, blocks=bound_blocks(local), split=split
-    )
-
-
-def _with_lod(gaussians: Gaussians, native: Tensor, coarser: Tensor, finer: Tensor, number: int) -> Gaussians:
-    level = torch.full((1,), number, dtype=torch.int32, device=native.device).expand(len(native))
-    lod = Lod(native=native.float(), coarser=coarser.float(), finer=finer.float(), level=level)
-    return Gaussians(
-        means=gaussians.means,
-        quats=gaussians.quats,
-        scales=gaussians.scales,
-        opacities=gaussians.opacities,
-        sh=gaussians.sh,
-        features=gaussians.features,
-        lod=lod,
-    )
-
-
 def _by_level(numbers: Int[Tensor, " m"], starts: Sequence[int]) -> list[tuple[int, slice, Tensor]]:
     """Ascending numbers cut at the levels' starts: level, place in `numbers`, numbers counted from its start."""
     cuts = torch.searchsorted(numbers, torch.tensor(starts, dtype=numbers.dtype, device=numbers.device)).tolist()
@@ -469,110 +342,3 @@ def _starts(sizes: Sequence[int]) -> list[int]:
     for size in sizes:
         out.append(out[-1] + size)
     return out
-
-
-def _to(level: Level, device: torch.device | str) -> Level:
-    """A copy, also where the level is on the device already: it must not stay mapped."""
-
-    def moved(part: Blocks | Split) -> dict[str, Tensor]:
-        return {name: value.to(device, copy=True) for name, value in vars(part).items()}
-
-    g, lod = level.gaussians, level.lod
-    gaussians = Gaussians(
-        means=g.means.to(device, copy=True),
-        quats=g.quats.to(device, copy=True),
-        scales=g.scales.to(device, copy=True),
-        opacities=g.opacities.to(device, copy=True),
-        sh=g.sh.to(device, copy=True),
-        features=None if g.features is None else g.features.to(device, copy=True),
-    )
-    native, coarser, finer = (t.to(device, copy=True) for t in (lod.native, lod.coarser, lod.finer))
-    return Level(
-        number=level.number,
-        origin=level.origin.to(device),
-        gaussians=_with_lod(gaussians, native, coarser, finer, level.number),
-        parents=level.parents.to(device, copy=True),
-        blocks=Blocks(**moved(level.blocks)),
-        split=Split(**moved(level.split)),
-    )
-
-
-def _check(where: str, gaussians: Gaussians) -> Lod:
-    """The levels of Gaussians that can go into a forest, in CPU memory."""
-    if gaussians.means.ndim != 2:
-        raise Sr3dError(where, "batch axes", f"means {tuple(gaussians.means.shape)}", "one scene, means [N, 3]")
-    if len(gaussians) == 0:
-        raise Sr3dError(where, "gaussians", "none", "at least one")
-    if gaussians.lod is None:
-        raise Sr3dError(where, "lod", "none", "Gaussians with native footprints (sr3d.lod.Lod.roots)")
-    if gaussians.means.device.type != "cpu":
-        raise Sr3dError(where, "device", gaussians.means.device, "CPU memory; move the forest when it is done")
-    if gaussians.lod.native.shape != gaussians.opacities.shape:
-        raise Sr3dError(where, "lod", f"{len(gaussians.lod.native)} footprints", f"{len(gaussians)}, one per Gaussian")
-    if gaussians.sh.shape[-2] not in (1, 4, 9, 16):
-        raise Sr3dError(where, "sh", f"{gaussians.sh.shape[-2]} coefficients", "1, 4, 9 or 16 (degree 0 to 3)")
-    check_footprints(where, gaussians.lod)
-    g = gaussians
-    rules = {
-        "means": (torch.isfinite(g.means).all(dim=-1), "finite positions"),
-        "quats": (torch.isfinite(g.quats).all(dim=-1) & (g.quats != 0).any(dim=-1), "finite, of norm > 0"),
-        "scales": (((g.scales >= 0) & torch.isfinite(g.scales)).all(dim=-1), "finite, >= 0"),
-        "opacities": ((g.opacities >= 0) & (g.opacities <= 1), "0 to 1"),
-        "sh": (torch.isfinite(g.sh).flatten(1).all(dim=-1), "finite"),
-    }
-    if g.features is not None:
-        rules["features"] = (torch.isfinite(g.features).all(dim=-1), "finite")
-    for name, (good, expected) in rules.items():
-        if not good.all():
-            row = int((~good).nonzero()[0, 0])
-            raise Sr3dError(where, name, f"{getattr(g, name)[row].tolist()} in row {row}"[:120], expected)
-    return gaussians.lod
-
-
-def check_footprints(where: str | Path, lod: Lod) -> None:
-    """Raise unless 0 ≤ finer ≤ native ≤ coarser and native > 0, all numbers but `coarser` finite.
-
-    Raises:
-        Sr3dError: Names the field and the first bad row.
-    """
-    rules = {
-        "lod.native": (~((lod.native > 0) & torch.isfinite(lod.native)), lod.native, "finite footprints > 0"),
-        "lod.coarser": (~(lod.coarser >= lod.native), lod.coarser, "footprints >= native, inf for a root"),
-        "lod.finer": (~((lod.finer >= 0) & (lod.finer <= lod.native)), lod.finer, "footprints from 0 to native"),
-        "lod.level": (lod.level < 0, lod.level, "levels >= 0"),
-    }
-    for name, (bad, values, expected) in rules.items():
-        if bad.any():
-            row = int(bad.nonzero()[0, 0])
-            raise Sr3dError(where, name, f"{values[row].item():g} in row {row}", expected)
-
-
-def _check_links(where: str, parents: Tensor, lod: Lod) -> None:
-    count = len(lod.level)
-    if parents.shape != lod.level.shape:
-        raise Sr3dError(where, "parents", tuple(parents.shape), tuple(lod.level.shape))
-    bad = (parents < -1) | (parents >= count)
-    if bad.any():
-        raise Sr3dError(where, "parents", f"dangling link to {parents[bad][0].item()}", f"-1 or an index below {count}")
-    child = (parents >= 0).nonzero()[:, 0]
-    above = parents[child]
-    if (lod.level[above] != lod.level[child] - 1).any():
-        raise Sr3dError(where, "parents", "links that do not go one level up (or in circles)", "level - 1 of the child")
-    smallest = torch.full_like(lod.native, torch.inf).scatter_reduce_(0, above, lod.native[child], "amin")
-    rules = {
-        "lod.coarser": (lod.coarser[child], lod.native[above], "the native footprint of the parent"),
-        "lod.finer": (lod.finer[above], smallest[above], "the smallest native footprint of the children"),
-    }
-    for name, (found, right, expected) in rules.items():
-        off = ~((found / right - 1).abs() <= SAME)
-        if off.any():
-            row = int(off.nonzero()[0, 0])
-            raise Sr3dError(where, name, f"{found[row].item():g} for the link of row {child[row]}", expected)
-
-
-def _check_layout(where: str, new: Gaussians, old: Gaussians) -> None:
-    widths = [None if g.features is None else g.features.shape[-1] for g in (new, old)]
-    if widths[0] != widths[1]:
-        raise Sr3dError(where, "features", f"width {widths[0]}", f"the forest's, {widths[1]}")
-    if new.sh.shape[-2] != old.sh.shape[-2]:
-        raise Sr3dError(where, "sh", f"{new.sh.shape[-2]} coefficients", f"the forest's, {old.sh.shape[-2]}")

@@ -16,7 +16,7 @@ from sr3d.cameras import Cameras
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.lod import FadeMode, Forest
-from sr3d.lod.forest import check_footprints
+from sr3d.lod.checks import check_footprints
 from sr3d.rendering import constants as const
 from sr3d.rendering.job import Raster, Splats, Views
 
