@@ -16,7 +16,6 @@ from sr3d.cameras import Cameras
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.lod import FadeMode, Forest
-from sr3d.lod.checks import check_footprints
 from sr3d.rendering import constants as const
 from sr3d.rendering.job import Raster, Splats, Views
 
@@ -106,8 +105,6 @@ def render(
         return _render_forest(gaussians, cameras, background, features, antialias, lod, median_depth, ids, near,
                               offsets, backend)  # fmt: skip
     _check(gaussians, cameras, background, features, near, lod, offsets)
-    if gaussians.lod is not None and lod:
-        check_footprints("sr3d.render", gaussians.lod.map(torch.flatten))
     rasterize = _backend(backend, gaussians.means.device).rasterize
     batch = cameras.K.shape[:-3]
     # The batch axes of Gaussians and packed scenes are the same thing: rows end to end.

@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from sr3d.errors import Sr3dError
 from sr3d.lod import BLOCK as FOREST_BLOCK
-from sr3d.lod import Forest
+from sr3d.lod import Forest, Lod
+from sr3d.lod.checks import check_footprints
 from sr3d.rendering import _raster, _tiles
 from sr3d.rendering._fade import MODES
 from sr3d.rendering._project import BLOCK, TILE, project, project_backward
@@ -181,7 +182,7 @@ class _Rasterize(torch.autograd.Function):
         image = np.empty((scenes, count, views.height, views.width, 4 + features.shape[-1]), np.float32)
         alpha = np.empty((scenes, count, views.height, views.width), np.float32)
         median, ids = _pictures(views, scenes, count)
-        kept = []
+        kept, bad = [], np.zeros(1, np.int64)
         for b, c in np.ndindex(scenes, count):
             scene = _scene(arrays, offsets, b)
             pose, K = views.world_to_cam[b, c].double(), views.K[b, c].double()
@@ -190,8 +191,11 @@ class _Rasterize(torch.autograd.Function):
             share(
                 project, len(splats) // 2048, blocks, BLOCK, *scene[:5], *scene[6:], _mode(native, views),
                 *_view_arrays(pose, K, torch.zeros(3, dtype=torch.float64)), views.width, views.height,
-                views.antialias, views.near, splats, splats.view(np.float64), boxes, np.zeros(1, np.int64),
+                views.antialias, views.near, splats, splats.view(np.float64), boxes, bad,
             )  # fmt: skip
+            if bad[0]:
+                level = torch.zeros_like(native, dtype=torch.int32)
+                check_footprints("sr3d.render", Lod(native=native, coarser=coarser, finer=finer, level=level))
             view = _tiled(splats, boxes, views, K)
             _draw(view, scene[5], views, image[b, c], median[b, c : c + 1], ids[b, c : c + 1])
             np.subtract(np.float32(1), view.transmittance, out=alpha[b, c])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sr3d.errors import Sr3dError
 from sr3d.lod import BLOCK, Forest, Lod
+from sr3d.lod.checks import check_footprints
 from sr3d.rendering import constants as const
 from sr3d.rendering._cuda_project import Pairs, Poses, project, project_deep, project_exactly, ranked
 from sr3d.rendering.cull import Frustum, visible_blocks
@@ -30,6 +31,8 @@ def rasterize(splats: Splats, views: Views) -> Raster:
 
     Positions are projected in float64 where means, poses or K are, by gsplat's float32 kernel else.
     """
+    if splats.lod is not None and views.fade is not None:
+        check_footprints("sr3d.render", splats.lod)
     deep = torch.float64 in (splats.means.dtype, views.world_to_cam.dtype, views.K.dtype)
     pairs = project_deep(splats, views) if deep else project(splats, views)
     if len(pairs.row) == 0:

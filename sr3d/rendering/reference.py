@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sr3d.gaussians import Lod, quat_to_matrix
 from sr3d.lod import Forest, fade, visibility
+from sr3d.lod.checks import check_footprints
 from sr3d.rendering import constants as const
 from sr3d.rendering.job import Raster, Splats, Views
 from sr3d.rendering.sh import sh_to_rgb
@@ -55,6 +56,8 @@ def rasterize(splats: Splats, views: Views) -> Raster:
 
     Computes in the wider of the types of means and poses; returns the type of the means.
     """
+    if splats.lod is not None and views.fade is not None:
+        check_footprints("sr3d.render", splats.lod)
     dtype = torch.promote_types(splats.means.dtype, views.world_to_cam.dtype)
     out = []
     for b, (first, last) in enumerate(zip(splats.offsets, splats.offsets[1:])):
