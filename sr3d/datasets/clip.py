@@ -1,199 +1,223 @@
-"""One clip as files: views to 8-bit images, 16-bit depth and cameras in JSON, and back."""
+"""One clip: posed views of one place, as the files of one sample of a shard (`docs/shards.md`)."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 
-from sr3d.cameras import Cameras
 from sr3d.errors import Sr3dError
+from sr3d.gaussians import Gaussians
 from sr3d.scene import Scene
 
-_CAMERAS = "cameras.json"
-_MAX_COUNT = 65535
+ImageFormat = Literal["jpg", "png"]
+
+MAX_COUNT = 65535
+JPEG_QUALITY = 95
+_GRID = 16  # depth samples per side that overlap is measured with
+_SAME_DEPTH = 0.1  # relative difference up to which two views are taken to see one surface
+_HEAD = "clip.json"
 
 
 @dataclass(kw_only=True)
-class StoredClip:
-    """A decoded clip, small enough to keep: integers instead of floats.
+class View:
+    """One view, encoded: as many of these as a clip has stay in memory while it is packed.
 
     Attributes:
-        images: [V, H, W, 3]
-        depths: Counts of `depth_unit` metres, 0 where unknown. [V, H, W]
+        image: A whole JPEG or PNG file, 8-bit RGB.
+        suffix: "jpg" or "png".
+        size: Width and height in pixels.
+        world_to_cam: Rigid, OpenCV axes. [4, 4]
+        K: Pixels of `size`, pixel centres at +0.5. [3, 3]
+        frame: Name of the frame in the data set.
+        depth: A 16-bit PNG of z-depth in counts, 0 where unknown, or None.
         depth_unit: World units per count.
-        labels: [V, H, W]
-        cameras: V cameras, float32.
-        name: Of the clip.
+        samples: z-depth in world units at the centres of a 16 × 16 grid, 0 where unknown, or None. [16, 16]
+        labels: PNG of ids as the data set numbers them (classes or instances), or None.
+        semantics: PNG of indices into the clip's `classes`; 0 is "unknown". Or None.
     """
 
-    images: npt.NDArray[np.uint8]
-    depths: npt.NDArray[np.uint16] | None
-    depth_unit: float
-    labels: npt.NDArray[np.uint16] | None
-    cameras: Cameras
+    image: bytes
+    suffix: ImageFormat
+    size: tuple[int, int]
+    world_to_cam: Float64[np.ndarray, "4 4"]
+    K: Float64[np.ndarray, "3 3"]
+    frame: str
+    depth: bytes | None = None
+    depth_unit: float = 0.001
+    samples: Float[np.ndarray, "g g"] | None = None
+    labels: bytes | None = None
+    semantics: bytes | None = None
+
+
+@dataclass(kw_only=True)
+class Clip:
+    """Views of one place, of one image size, in the order of the recording.
+
+    Attributes:
+        name: Unique in its data set.
+        scene: The place: clips of one scene must stay on one side of a split.
+        views: At least one; depth, labels and semantics of all of them or of none.
+        metric: World units are metres; else their scale is arbitrary.
+        classes: Names of the semantic ids, from 1 on. Empty if there are none.
+        points: Sparse points, world frame. [P, 3]
+        gaussians: Coarse Gaussians, world frame.
+        text: A description.
+    """
+
     name: str
-
-    def scene(self) -> Scene:
-        """The clip as floating-point images and depths and int64 labels."""
-        depths = None if self.depths is None else self.depths.astype(np.float32) * np.float32(self.depth_unit)
-        return Scene(
-            images=torch.from_numpy(self.images.astype(np.float32) / np.float32(255)),
-            cameras=self.cameras,
-            depths=None if depths is None else torch.from_numpy(depths),
-            labels=None if self.labels is None else torch.from_numpy(self.labels.astype(np.int64)),
-            name=self.name,
-        )
+    scene: str
+    views: list[View]
+    metric: bool = False
+    classes: list[str] = field(default_factory=list)
+    points: Float[np.ndarray, "p 3"] | None = None
+    gaussians: Gaussians | None = None
+    text: str | None = None
 
 
-def encode_clip(clip: Scene, image_format: Literal["png", "jpg"] = "png") -> dict[str, bytes]:
-    """Members of one sample: suffix → bytes.
+def encode_image(image: Shaped[np.ndarray, "h w 3"], suffix: ImageFormat) -> bytes:
+    """An RGB image, uint8 or float in [0, 1], as PNG or as JPEG (quality 95, colour at full resolution)."""
+    if image.dtype != np.uint8:
+        image = (image * 255).round().clip(0, 255).astype(np.uint8)
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]
+    return _file(np.ascontiguousarray(image[..., ::-1]), suffix, options if suffix == "jpg" else [])
 
-    Depth is stored in counts of (largest depth / 65535): at most half of that is lost.
+
+def encode_depth(depth: Float[np.ndarray, "h w"], unit: float | None, where: str) -> tuple[bytes, float]:
+    """z-depth as 16-bit PNG, and its world units per count.
+
+    Args:
+        depth: World units, 0 where unknown.
+        unit: World units per count; largest depth / 65535 if None. Depth beyond 65535 counts is stored as unknown.
+        where: Clip or file named in errors.
 
     Raises:
-        Sr3dError: The clip has no poses, is a batch, or has labels outside 0..65535 or depths that are negative or
-            not finite.
+        Sr3dError: Depth is negative or not finite.
     """
-    cameras = clip.posed()
-    if clip.images.ndim != 4:
-        raise Sr3dError(clip.name, "images", f"shape {tuple(clip.images.shape)}", "one clip [V, H, W, 3]")
-    cameras.check(clip.name)
-    unit = None if clip.depths is None else _depth_unit(clip)
-    content = {
-        "name": clip.name,
-        "width": cameras.width,
-        "height": cameras.height,
-        "views": len(clip),
-        "image_format": image_format,
-        "depth_unit": unit,
-        "labels": clip.labels is not None,
-        "world_to_cam": cameras.world_to_cam.double().tolist(),
-        "K": cameras.K.double().tolist(),
-    }
-    out = {_CAMERAS: json.dumps(content).encode()}
-    for i in range(len(clip)):
-        image = (clip.images[i].cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)
-        out[f"{i:03d}.{image_format}"] = _encode(image[..., ::-1], image_format)
-        if clip.depths is not None and unit is not None:
-            depth = clip.depths[i].cpu().double().numpy()
-            counts = np.where(depth > 0, np.maximum(1, (depth / unit).round()), 0).clip(0, _MAX_COUNT)
-            out[f"{i:03d}.depth.png"] = _encode(counts.astype(np.uint16), "png")
-        if clip.labels is not None:
-            labels = clip.labels[i].cpu().numpy()
-            if labels.min() < 0 or labels.max() > _MAX_COUNT:
-                raise Sr3dError(clip.name, "labels", f"{labels.min()} to {labels.max()}", f"0 to {_MAX_COUNT}")
-            out[f"{i:03d}.labels.png"] = _encode(labels.astype(np.uint8 if labels.max() < 256 else np.uint16), "png")
+    if not np.isfinite(depth).all() or depth.min() < 0:
+        raise Sr3dError(where, "depth", "negative, NaN or inf", "finite z-depths, 0 where unknown")
+    unit = unit or float(depth.max()) / MAX_COUNT or 1.0
+    counts = (depth / unit).round()
+    counts = np.where(depth > 0, np.maximum(counts, 1), 0)
+    return _file(np.where(counts > MAX_COUNT, 0, counts).astype(np.uint16), "png", []), unit
+
+
+def encode_ids(ids: Int[np.ndarray, "h w"], where: str) -> bytes:
+    """Label or semantic ids as 8- or 16-bit PNG.
+
+    Raises:
+        Sr3dError: Ids outside 0..65535.
+    """
+    if ids.min() < 0 or ids.max() > MAX_COUNT:
+        raise Sr3dError(where, "labels", f"{ids.min()} to {ids.max()}", f"0 to {MAX_COUNT}")
+    return _file(ids.astype(np.uint8 if ids.max() < 256 else np.uint16), "png", [])
+
+
+def depth_samples(depth: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "g g"]:
+    """Depth at the centres of a 16 × 16 grid over the image; what overlap is measured with."""
+    height, width = depth.shape
+    rows, columns = (((np.arange(_GRID) + 0.5) * n / _GRID).astype(np.int64) for n in (height, width))
+    return depth[rows[:, None], columns].astype(np.float32)
+
+
+def scene_clip(scene: Scene, image_format: ImageFormat = "png") -> Clip:
+    """A posed scene as a clip, images encoded.
+
+    Raises:
+        Sr3dError: No poses, a batch, an impossible camera, labels outside 0..65535, or depths that are negative or not
+            finite.
+    """
+    cameras = scene.posed()
+    if scene.images.ndim != 4:
+        raise Sr3dError(scene.name, "images", f"shape {tuple(scene.images.shape)}", "one clip [V, H, W, 3]")
+    cameras.check(scene.name)
+    poses, K = (t.double().cpu().numpy() for t in (cameras.world_to_cam, cameras.K))
+    # One unit for the whole clip: its depths then differ from the original by the same half count everywhere.
+    unit = None if scene.depths is None else float(scene.depths.max()) / MAX_COUNT or 1.0
+    views = []
+    for i in range(len(scene)):
+        view = View(
+            image=encode_image(scene.images[i].cpu().numpy(), image_format),
+            suffix=image_format,
+            size=(cameras.width, cameras.height),
+            world_to_cam=poses[i],
+            K=K[i],
+            frame=scene.paths[i].name if scene.paths else f"{i:06d}",
+        )
+        if scene.depths is not None:
+            depth = scene.depths[i].cpu().double().numpy()
+            view.depth, view.depth_unit = encode_depth(depth, unit, scene.name)
+            view.samples = depth_samples(depth)
+        if scene.labels is not None:
+            view.labels = encode_ids(scene.labels[i].cpu().numpy(), scene.name)
+        views.append(view)
+    points = None if scene.points is None else scene.points.cpu().numpy()
+    return Clip(name=scene.name, scene=scene.name, views=views, points=points)
+
+
+def measure_overlap(clip: Clip) -> npt.NDArray[np.uint8] | None:
+    """Share of every view (row) that every other view (column) sees, in 255ths. [V, V]
+
+    From depth where all views have it: the grid points of a view that fall into the other one and, where that one has
+    a depth at the place, lie within 10 % of it. Else from sparse points: the points in the frame of a view that are
+    in the frame of the other one too (occlusion is not seen). None where there is neither.
+    """
+    width, height = clip.views[0].size
+    poses = torch.from_numpy(np.stack([v.world_to_cam for v in clip.views]))
+    K = torch.from_numpy(np.stack([v.K for v in clip.views]))
+    samples = [v.samples for v in clip.views]
+    if all(s is not None for s in samples):
+        return _depth_overlap(poses.numpy(), K.numpy(), np.stack([s for s in samples if s is not None]), width, height)
+    if clip.points is None or not len(clip.points):
+        return None
+    seen = np.stack([_inside(p, k, clip.points, width, height)[0] for p, k in zip(poses.numpy(), K.numpy())])
+    shared = seen.astype(np.float32) @ seen.T.astype(np.float32)
+    return (255 * shared / np.maximum(seen.sum(1)[:, None], 1)).round().astype(np.uint8)
+
+
+def _depth_overlap(
+    poses: Float64[np.ndarray, "v 4 4"],
+    K: Float64[np.ndarray, "v 3 3"],
+    samples: Float[np.ndarray, "v g g"],
+    width: int,
+    height: int,
+) -> npt.NDArray[np.uint8]:
+    grid = (np.arange(_GRID) + 0.5) / _GRID
+    v, u = np.meshgrid(grid * height, grid * width, indexing="ij")
+    pixels = np.stack([u, v, np.ones_like(u)], axis=-1).reshape(-1, 3)
+    out = np.zeros((len(poses), len(poses)), np.uint8)
+    for i, (pose, k) in enumerate(zip(poses, K)):
+        depth = samples[i].reshape(-1)
+        known = depth > 0
+        rays = pixels[known] @ np.linalg.inv(k).T * depth[known, None]
+        points = (rays - pose[:3, 3]) @ pose[:3, :3]
+        for j in range(len(poses)):
+            inside, uv, z = _inside(poses[j], K[j], points, width, height)
+            cell = (uv[inside] * _GRID / [width, height]).astype(np.int64).clip(0, _GRID - 1)
+            there = samples[j][cell[:, 1], cell[:, 0]]
+            same = (there == 0) | (np.abs(there - z[inside]) < _SAME_DEPTH * z[inside])
+            out[i, j] = round(255 * float(same.sum()) / max(1, int(known.sum())))
     return out
 
 
-def decode_clip(members: dict[str, Any], source: str, key: str) -> StoredClip:
-    """The clip of one sample.
-
-    Args:
-        members: Suffix → bytes, as `encode_clip` makes them; other entries are ignored.
-        source: File named in errors.
-        key: Sample named in errors.
-
-    Raises:
-        Sr3dError: A member is missing, cannot be decoded, or has another size than the cameras.
-    """
-    head = _read_head(_member(members, _CAMERAS, source, key), source, f"{key}.{_CAMERAS}")
-    views, shape = head["views"], (head["height"], head["width"])
-    cameras = Cameras(
-        world_to_cam=_matrices(head, "world_to_cam", 4, source, key),
-        K=_matrices(head, "K", 3, source, key),
-        width=head["width"],
-        height=head["height"],
-    )
-    cameras.check(source, [f"{key} view {i}" for i in range(views)])
-
-    def planes(ending: str, mode: int, channels: tuple[int, ...]) -> npt.NDArray[Any]:
-        names = [f"{i:03d}.{ending}" for i in range(views)]
-        return np.stack([_decode(members, n, mode, (*shape, *channels), source, key) for n in names])
-
-    unit = head["depth_unit"]
-    return StoredClip(
-        images=np.ascontiguousarray(planes(head["image_format"], cv2.IMREAD_COLOR, (3,))[..., ::-1]),
-        depths=None if unit is None else planes("depth.png", cv2.IMREAD_UNCHANGED, ()).astype(np.uint16, copy=False),
-        depth_unit=unit or 0.0,
-        labels=planes("labels.png", cv2.IMREAD_UNCHANGED, ()).astype(np.uint16) if head["labels"] else None,
-        cameras=cameras,
-        name=head["name"],
-    )
+def _inside(
+    pose: Float64[np.ndarray, "4 4"],
+    K: Float64[np.ndarray, "3 3"],
+    points: Float[np.ndarray, "n 3"],
+    width: int,
+    height: int,
+) -> tuple[Bool[np.ndarray, " n"], Float[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
+    """Which points a camera has in its frame, their pixels and z-depths."""
+    cam = points @ pose[:3, :3].T + pose[:3, 3]
+    z = cam[:, 2]
+    uv = (cam @ K.T)[:, :2] / np.where(z > 0, z, 1)[:, None]
+    return (z > 0) & (uv >= 0).all(1) & (uv < [width, height]).all(1), uv, z
 
 
-def _depth_unit(clip: Scene) -> float:
-    assert clip.depths is not None
-    if not torch.isfinite(clip.depths).all() or clip.depths.min() < 0:
-        raise Sr3dError(clip.name, "depths", "negative, NaN or inf", "finite z-depths, 0 where unknown")
-    return float(clip.depths.max()) / _MAX_COUNT or 1.0
-
-
-def _encode(image: npt.NDArray[Any], image_format: str) -> bytes:
-    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if image_format == "jpg" else []
-    return cv2.imencode(f".{image_format}", np.ascontiguousarray(image), options)[1].tobytes()
-
-
-def _member(members: dict[str, Any], name: str, source: str, key: str) -> bytes:
-    if name not in members:
-        raise Sr3dError(source, f"{key}.{name}", "missing", "a member of the tar file")
-    return members[name]
-
-
-def _read_head(data: bytes, source: str, field: str) -> dict[str, Any]:
-    """The checked content of `cameras.json`, poses and K apart."""
-    try:
-        head = json.loads(data)
-    except ValueError as error:
-        raise Sr3dError(source, field, f"{type(error).__name__}: {error}", "JSON") from None
-    if not isinstance(head, dict):
-        raise Sr3dError(source, field, type(head).__name__, "a JSON object")
-
-    def need(name: str, right: bool, expected: str) -> None:
-        if not right:
-            raise Sr3dError(source, f"{field}: {name}", repr(head.get(name))[:80], expected)
-
-    for name in ("width", "height", "views"):
-        value = head.get(name)
-        need(name, isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 16, "1 to 65536")
-    need("name", isinstance(head.get("name"), str), "a string")
-    need("image_format", head.get("image_format") in ("png", "jpg"), "'png' or 'jpg'")
-    need("labels", isinstance(head.get("labels"), bool), "true or false")
-    unit = head.get("depth_unit")
-    need("depth_unit", unit is None or (isinstance(unit, float | int) and 0 < unit < 1e9), "null, or metres per count")
-    return head
-
-
-def _matrices(head: dict[str, Any], name: str, size: int, source: str, key: str) -> torch.Tensor:
-    try:
-        out = torch.tensor(head.get(name), dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        out = torch.zeros(0)
-    if tuple(out.shape) != (head["views"], size, size):
-        expected = f"{head['views']} matrices of {size}x{size} numbers"
-        raise Sr3dError(source, f"{key}.{_CAMERAS}: {name}", f"shape {tuple(out.shape)}", expected)
-    return out.float()
-
-
-def _decode(
-    members: dict[str, Any], name: str, mode: int, shape: tuple[int, ...], source: str, key: str
-) -> npt.NDArray[Any]:
-    """One image, of exactly this shape, with 8 bits (colour) or up to 16 bits (depth and labels)."""
-    data = np.frombuffer(_member(members, name, source, key), np.uint8)
-    try:
-        image = cv2.imdecode(data, mode) if len(data) else None
-    except cv2.error:
-        image = None
-    if image is None:
-        raise Sr3dError(source, f"{key}.{name}", f"{len(data)} bytes that are no image", "a PNG or JPEG image")
-    if image.shape != shape or image.dtype not in (np.uint8, np.uint16):
-        found = f"{image.shape[1]}x{image.shape[0]}, {image.size // (image.shape[0] * image.shape[1])} channels"
-        expected = f"{shape[1]}x{shape[0]} (cameras.json), {shape[2] if len(shape) > 2 else 1} channels"
-        raise Sr3dError(source, f"{key}.{name}", found, expected)
-    return image
+def _file(image: npt.NDArray[Any], suffix: str, options: list[int]) -> bytes:
+    return cv2.imencode(f".{suffix}", image, options)[1].tobytes()

@@ -30,6 +30,8 @@ _MODELS = {
     "FULL_OPENCV": 12, "FOV": 5, "SIMPLE_RADIAL_FISHEYE": 4, "RADIAL_FISHEYE": 5, "THIN_PRISM_FISHEYE": 12,
     "RAD_TAN_THIN_PRISM_FISHEYE": 16,
 }  # fmt: skip
+# COLMAP's fisheye models are OpenCV's: the angle's polynomial with k1 to k4.
+_FISHEYE = ("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
 _FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", ".")
 _FILES = ("cameras", "images")
 
@@ -50,6 +52,22 @@ class _Image:
     translation: tuple[float, ...]
 
 
+@dataclass(kw_only=True)
+class _Model:
+    """A model, and the folder that its images lie in."""
+
+    cameras_file: Path
+    images_file: Path
+    points_file: Path
+    cameras: dict[int, _Camera]
+    images: list[_Image]
+    root: Path
+
+    def points(self) -> Float[Tensor, "p 3"] | None:
+        read = _points_binary if self.points_file.suffix == ".bin" else _points_text
+        return read(self.points_file) if self.points_file.is_file() else None
+
+
 def find_model(folder: str | Path) -> Path | None:
     """The first of sparse/0, sparse, colmap/sparse/0 and the folder itself that holds a COLMAP model, or None."""
     candidates = [Path(folder) / name for name in _FOLDERS]
@@ -68,21 +86,54 @@ def load_colmap(folder: str | Path, views: Sequence[int] | None = None) -> Scene
             distortion.
     """
     folder = Path(folder)
+    model = _read_model(folder)
+    found = present(model.images_file, [model.root / image.name for image in model.images])
+    chosen = [model.images[found[i]] for i in choose(model.images_file, len(found), views)]
+    frames = [_frame(model, image) for image in chosen]
+    return load_frames(model.images_file, frames, model.points(), folder.resolve().name)
+
+
+def colmap_frames(
+    folder: Path, on_error: Callable[[str, Sr3dError], None]
+) -> tuple[list[Frame], Float[Tensor, "p 3"] | None]:
+    """The images of a COLMAP model in natural order of their names, and its sparse points; no image is decoded.
+
+    Args:
+        folder: See `load_colmap`.
+        on_error: Called with the name of an image and what is wrong with it; that image is left out.
+
+    Raises:
+        Sr3dError: There is no model, or one of its files is damaged.
+    """
+    model = _read_model(folder)
+    frames = []
+    for image in model.images:
+        try:
+            if not os.path.isfile(model.root / image.name):
+                raise Sr3dError(model.images_file, f"image {image.name}", "no such file", model.root / image.name)
+            frames.append(_frame(model, image))
+        except Sr3dError as error:
+            on_error(image.name, error)
+    return frames, model.points()
+
+
+def _read_model(folder: Path) -> _Model:
     model = find_model(folder)
     if model is None:
         raise Sr3dError(folder, "COLMAP model", "none", f"cameras and images (.bin or .txt) in {', '.join(_FOLDERS)}")
     suffix = _suffix(model)
     cameras_file, images_file, points_file = (model / f"{name}{suffix}" for name in (*_FILES, "points3D"))
-    binary = suffix == ".bin"
-    cameras = (_cameras_binary if binary else _cameras_text)(cameras_file)
-    images = (_images_binary if binary else _images_text)(images_file)
+    cameras = (_cameras_binary if suffix == ".bin" else _cameras_text)(cameras_file)
+    images = (_images_binary if suffix == ".bin" else _images_text)(images_file)
     images = sorted(images, key=lambda image: natural_key(image.name))
-    root = _image_root(folder, model, images)
-    found = present(images_file, [root / image.name for image in images])
-    chosen = [images[found[i]] for i in choose(images_file, len(found), views)]
-    points = (_points_binary if binary else _points_text)(points_file) if points_file.is_file() else None
-    frames = [_frame(cameras_file, cameras, image, root) for image in chosen]
-    return load_frames(images_file, frames, points, folder.resolve().name)
+    return _Model(
+        cameras_file=cameras_file,
+        images_file=images_file,
+        points_file=points_file,
+        cameras=cameras,
+        images=images,
+        root=_image_root(folder, model, images),
+    )
 
 
 def _suffix(model: Path) -> str | None:
@@ -97,34 +148,45 @@ def _image_root(folder: Path, model: Path, images: Sequence[_Image]) -> Path:
     return next((c for c in candidates if any(os.path.isfile(c / image.name) for image in images)), folder / "images")
 
 
-def _frame(source: Path, cameras: dict[int, _Camera], image: _Image, root: Path) -> Frame:
-    camera = cameras.get(image.camera)
+def _frame(model: _Model, image: _Image) -> Frame:
+    camera, source = model.cameras.get(image.camera), model.cameras_file
     if camera is None:
-        raise Sr3dError(source, f"camera {image.camera} of {image.name}", "none", f"one of {sorted(cameras)[:8]}")
+        expected = f"one of {sorted(model.cameras)[:8]}"
+        raise Sr3dError(source, f"camera {image.camera} of {image.name}", "none", expected)
     K, distortion = _intrinsics(source, image.camera, camera)
     quat = torch.tensor(image.quat, dtype=torch.float64)
     if not torch.isfinite(quat).all() or quat.norm() == 0:
-        raise Sr3dError(source.with_stem("images"), f"pose of {image.name}", image.quat, "a quaternion of norm > 0")
+        raise Sr3dError(model.images_file, f"pose of {image.name}", image.quat, "a quaternion of norm > 0")
     pose = np.eye(4)
     pose[:3, :3] = quat_to_matrix(quat).numpy()
     pose[:3, 3] = image.translation
-    size = (camera.width, camera.height)
-    return Frame(image=root / image.name, world_to_cam=pose, K=K, size=size, distortion=distortion)
+    return Frame(
+        image=model.root / image.name,
+        world_to_cam=pose,
+        K=K,
+        size=(camera.width, camera.height),
+        distortion=distortion,
+        fisheye=camera.model in _FISHEYE,
+    )
 
 
 def _intrinsics(source: Path, number: int, camera: _Camera) -> tuple[NDArray[np.float64], tuple[float, ...]]:
-    """K and k1 k2 p1 p2 k3."""
+    """K, and k1 k2 p1 p2 k3; of a fisheye k1 k2 k3 k4."""
     p = camera.params
     distortion: tuple[float, ...] = NO_DISTORTION
     if camera.model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL"):
         fx, fy, cx, cy = p[0], p[0], p[1], p[2]
         k = [*p[3:], 0.0, 0.0][:2]
         distortion = (k[0], k[1], 0.0, 0.0, 0.0)
-    elif camera.model in ("PINHOLE", "OPENCV"):
+    elif camera.model in ("PINHOLE", "OPENCV", "OPENCV_FISHEYE"):
         fx, fy, cx, cy = p[:4]
-        distortion = (*p[4:], 0.0) if camera.model == "OPENCV" else NO_DISTORTION
+        distortion = {"PINHOLE": NO_DISTORTION, "OPENCV": (*p[4:], 0.0)}.get(camera.model, p[4:])
+    elif camera.model in _FISHEYE:
+        fx, fy, cx, cy = p[0], p[0], p[1], p[2]
+        k = [*p[3:], 0.0, 0.0, 0.0][:4]
+        distortion = (k[0], k[1], k[2], k[3])
     else:
-        expected = "SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL or OPENCV (colmap image_undistorter makes PINHOLE)"
+        expected = "a perspective model, OPENCV, or a fisheye of up to four k (colmap image_undistorter makes PINHOLE)"
         raise Sr3dError(source, f"model of camera {number}", camera.model, expected)
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), distortion
 

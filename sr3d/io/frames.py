@@ -33,9 +33,12 @@ class Frame:
         world_to_cam: OpenCV axes, float64. [4, 4]
         K: Pixels of the stored image, pixel centres at +0.5, float64. [3, 3]
         size: Width and height that K belongs to; None if the format does not say.
-        distortion: k1 k2 p1 p2 k3 of OpenCV's model.
+        distortion: k1 k2 p1 p2 k3 of OpenCV's model; of its fisheye model k1 k2 k3 k4.
+        fisheye: Which of these models it is.
         depth: Depth file or None.
         depth_unit: World units per step of an integer depth file.
+        depth_K: Intrinsics of the depth camera, in pixels of the depth file, where they differ from the colour
+            camera's; both cameras are taken to have one centre and one direction. [3, 3]
         labels: Label file or None.
     """
 
@@ -44,9 +47,38 @@ class Frame:
     K: NDArray[np.float64]
     size: tuple[int, int] | None = None
     distortion: tuple[float, ...] = NO_DISTORTION
+    fisheye: bool = False
     depth: Path | None = None
     depth_unit: float = 0.001
+    depth_K: NDArray[np.float64] | None = None
     labels: Path | None = None
+
+    @property
+    def distorted(self) -> bool:
+        """Whether the image has to be resampled."""
+        return self.fisheye or any(self.distortion)
+
+
+@dataclass(kw_only=True)
+class Decoded:
+    """The pixels of one frame as a pinhole camera would have recorded them.
+
+    Attributes:
+        image: RGB in [0, 1]. [H, W, 3]
+        depth: z-depth in world units, 0 where unknown. [H, W]
+        labels: [H, W]
+        K: Pixels of this image. [3, 3]
+    """
+
+    image: NDArray[np.float32]
+    depth: NDArray[np.float32] | None
+    labels: NDArray[np.int64] | None
+    K: NDArray[np.float64]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.image.shape[1], self.image.shape[0]
 
 
 def present(source: Path, files: Sequence[Path]) -> list[int]:
@@ -108,60 +140,73 @@ def load_frames(source: Path, frames: Sequence[Frame], points: torch.Tensor | No
     Raises:
         Sr3dError: A file is damaged or missing, sizes disagree, or a camera is impossible.
     """
-    images: list[NDArray[np.float32]] = []
-    depths: list[NDArray | None] = []
-    labels: list[NDArray | None] = []
-    K: list[NDArray[np.float64]] = []
+    decoded: list[Decoded] = []
     for frame in frames:
-        image = read_image(frame.image)
-        size = (image.shape[1], image.shape[0])
-        _check_size(source, frame, size, (images[0].shape[1], images[0].shape[0]) if images else size, frames[0])
-        depth = None if frame.depth is None else _fit(frame.depth, read_depth(frame.depth, frame.depth_unit), size)
-        label = None if frame.labels is None else _fit(frame.labels, read_integers(frame.labels), size)
-        if any(frame.distortion):
-            new_K, maps = _undistortion(source, frame, size)
-            image = np.clip(cv2.remap(image, *maps, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE), 0, 1)
-            depth = None if depth is None else _remap_nearest(depth, maps)
-            label = None if label is None else _remap_nearest(label, maps)
-        else:
-            new_K = frame.K
-        images.append(image)
-        depths.append(depth)
-        labels.append(label)
-        K.append(new_K)
+        decoded.append(decode_frame(source, frame))
+        if decoded[-1].size != decoded[0].size:
+            wanted = f"{decoded[0].size[0]}x{decoded[0].size[1]} as {frames[0].image.name}: one size in a scene"
+            found = f"{decoded[-1].size[0]}x{decoded[-1].size[1]}"
+            raise Sr3dError(source, f"size of {frame.image.name}", found, wanted)
 
-    height, width = images[0].shape[:2]
+    width, height = decoded[0].size
     cameras = Cameras(
         world_to_cam=torch.from_numpy(np.stack([frame.world_to_cam for frame in frames])),
-        K=torch.from_numpy(np.stack(K)),
+        K=torch.from_numpy(np.stack([d.K for d in decoded])),
         width=width,
         height=height,
     )
     cameras.check(source, [frame.image.name for frame in frames])
-    cameras = replace(cameras, world_to_cam=_snap(cameras.world_to_cam)).to(torch.float32)
+    cameras = replace(cameras, world_to_cam=snap(cameras.world_to_cam)).to(torch.float32)
     return Scene(
-        images=torch.from_numpy(np.stack(images)),
+        images=torch.from_numpy(np.stack([d.image for d in decoded])),
         cameras=cameras,
-        depths=_stack_depths(depths, (height, width)),
-        labels=_stack_labels(source, labels),
+        depths=_stack_depths([d.depth for d in decoded], (height, width)),
+        labels=_stack_labels(source, [d.labels for d in decoded]),
         points=points,
         paths=[frame.image for frame in frames],
         name=name,
     )
 
 
-def _check_size(source: Path, frame: Frame, size: tuple[int, int], expected: tuple[int, int], first: Frame) -> None:
+def decode_frame(source: Path, frame: Frame) -> Decoded:
+    """The pixels of one frame, without lens distortion; depth and labels at the size of the image.
+
+    Raises:
+        Sr3dError: A file is damaged or missing, sizes disagree, or the lens cannot be undone.
+    """
+    image = read_image(frame.image)
+    size = (image.shape[1], image.shape[0])
     if frame.size is not None and frame.size != size:
         wanted = f"{frame.size[0]}x{frame.size[1]} (its w, h): fix w and h, or scale K with the image"
         raise Sr3dError(source, f"size of {frame.image.name}", f"{size[0]}x{size[1]}", wanted)
-    if size != expected:
-        wanted = f"{expected[0]}x{expected[1]} as {first.image.name}: one size in a scene"
-        raise Sr3dError(source, f"size of {frame.image.name}", f"{size[0]}x{size[1]}", wanted)
+    depth, label = decode_maps(frame, size)
+    if not frame.distorted:
+        return Decoded(image=image, depth=depth, labels=label, K=frame.K)
+    K, maps = _undistortion(source, frame, size)
+    return Decoded(
+        image=np.clip(cv2.remap(image, *maps, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE), 0, 1),
+        depth=None if depth is None else _remap_nearest(depth, maps),
+        labels=None if label is None else _remap_nearest(label, maps),
+        K=K,
+    )
 
 
-def _fit(path: Path, values: NDArray, size: tuple[int, int]) -> NDArray:
-    """A depth or label map at the size of its colour image, by nearest neighbour."""
+def decode_maps(frame: Frame, size: tuple[int, int]) -> tuple[NDArray[np.float32] | None, NDArray[np.int64] | None]:
+    """Depth (world units) and labels of a frame at the pixels of its stored image of `size` (width, height).
+
+    Raises:
+        Sr3dError: A file is damaged or missing, or has another aspect ratio than the image.
+    """
+    depth = None if frame.depth is None else _fit(frame.depth, read_depth(frame.depth, frame.depth_unit), frame, size)
+    labels = None if frame.labels is None else _fit(frame.labels, read_integers(frame.labels), frame, size)
+    return depth, labels
+
+
+def _fit(path: Path, values: NDArray, frame: Frame, size: tuple[int, int]) -> NDArray:
+    """A depth or label map at the pixels of its colour image, by nearest neighbour."""
     height, width = values.shape
+    if path == frame.depth and frame.depth_K is not None:
+        return _reproject(values, frame.depth_K, frame.K, size)
     if (width, height) == size:
         return values
     if abs(width / height / (size[0] / size[1]) - 1) > _ASPECT_TOLERANCE:
@@ -169,6 +214,17 @@ def _fit(path: Path, values: NDArray, size: tuple[int, int]) -> NDArray:
     rows = ((np.arange(size[1]) + 0.5) * height / size[1]).astype(np.int64)
     columns = ((np.arange(size[0]) + 0.5) * width / size[0]).astype(np.int64)
     return values[rows[:, None], columns]
+
+
+def _reproject(
+    values: NDArray, values_K: NDArray[np.float64], K: NDArray[np.float64], size: tuple[int, int]
+) -> NDArray:
+    """What a map of one camera shows in the pixels of another one with the same centre and axes; 0 outside it."""
+    v, u = np.meshgrid(np.arange(size[1]) + 0.5, np.arange(size[0]) + 0.5, indexing="ij")
+    there = np.stack([u, v, np.ones_like(u)], axis=-1) @ (values_K @ np.linalg.inv(K)).T
+    columns, rows = (np.floor(there[..., i] / there[..., 2]).astype(np.int64) for i in (0, 1))
+    inside = (columns >= 0) & (rows >= 0) & (columns < values.shape[1]) & (rows < values.shape[0])
+    return np.where(inside, values[np.where(inside, rows, 0), np.where(inside, columns, 0)], 0).astype(values.dtype)
 
 
 def _undistortion(
@@ -179,14 +235,26 @@ def _undistortion(
     if not (np.isfinite(distortion).all() and np.isfinite(frame.K).all() and frame.K[0, 0] > 0 and frame.K[1, 1] > 0):
         raise Sr3dError(source, f"K and distortion of {frame.image.name}", distortion.tolist(), "finite, fx and fy > 0")
     half = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
-    K, _ = cv2.getOptimalNewCameraMatrix(frame.K - half, distortion, size, alpha=0)
-    maps = cv2.initUndistortRectifyMap(frame.K - half, distortion, None, K, size, cv2.CV_32FC1)
+    if frame.fisheye:
+        K, maps = _fisheye_maps(frame.K - half, distortion[:4], size)
+    else:
+        K, _ = cv2.getOptimalNewCameraMatrix(frame.K - half, distortion, size, alpha=0)
+        maps = cv2.initUndistortRectifyMap(frame.K - half, distortion, None, K, size, cv2.CV_32FC1)
     # A polynomial turns back on itself beyond some radius; inside the frame that can be no lens.
     folds = (np.diff(maps[0], axis=1) <= 0).any() or (np.diff(maps[1], axis=0) <= 0).any()
     outside = any(m.min() < -1 or m.max() > n for m, n in zip(maps, size))
     if not np.isfinite(K).all() or folds or outside:
         raise Sr3dError(source, f"distortion of {frame.image.name}", distortion.tolist(), "a lens that can be undone")
     return K + half, maps
+
+
+def _fisheye_maps(
+    K: NDArray[np.float64], distortion: NDArray[np.float64], size: tuple[int, int]
+) -> tuple[NDArray[np.float64], tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """K of the largest pinhole image without empty border (balance 0), and where its pixels come from."""
+    eye = np.eye(3)
+    new_K = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(K, distortion, size, eye, balance=0.0)
+    return new_K, cv2.fisheye.initUndistortRectifyMap(K, distortion, eye, new_K, size, cv2.CV_32FC1)
 
 
 def _remap_nearest(values: NDArray, maps: tuple[NDArray[np.float32], NDArray[np.float32]]) -> NDArray:
@@ -196,7 +264,7 @@ def _remap_nearest(values: NDArray, maps: tuple[NDArray[np.float32], NDArray[np.
     return values[rows, columns]
 
 
-def _snap(poses: torch.Tensor) -> torch.Tensor:
+def snap(poses: torch.Tensor) -> torch.Tensor:
     """The nearest rigid poses with the same camera centres: files round rotations to a few digits."""
     rotation = poses[:, :3, :3]
     centres = -torch.linalg.solve(rotation, poses[:, :3, 3:])

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ from sr3d.io.images import image_size
 from sr3d.io.ply import read_points
 from sr3d.scene import Scene
 
-_MODELS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
+_MODELS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
+_OPENCV, _FISHEYE = ("k1", "k2", "p1", "p2", "k3"), ("k1", "k2", "k3", "k4")
 _SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG")
 
 
 def load_transforms(path: str | Path, views: Sequence[int] | None = None) -> Scene:
     """Read a `transforms.json` and the files it names.
 
-    Keys: `fl_x fl_y cx cy w h k1 k2 k3 p1 p2 camera_model` and `camera_angle_x camera_angle_y`, each per frame or
+    Keys: `fl_x fl_y cx cy w h k1 k2 k3 k4 p1 p2 camera_model` and `camera_angle_x camera_angle_y`, each per frame or
     shared; per frame `file_path` (with or without extension), `transform_matrix`, `depth_file_path` (integer PNG times
     `depth_unit_scale_factor`, default 0.001, or `.npy`), `label_file_path`; `ply_file_path` for sparse points.
 
@@ -41,17 +42,46 @@ def load_transforms(path: str | Path, views: Sequence[int] | None = None) -> Sce
     """
     path = Path(path)
     document = _read(path)
-    entries = document.get("frames")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise Sr3dError(path, "frames", type(entries).__name__, "a list of objects")
-    # Frame keys win over shared ones.
-    shared = {key: value for key, value in document.items() if key not in ("frames", "file_path")}
-    entries = [shared | entry for entry in entries]
+    entries = _entries(path, document)
     images = [_image(path, entry, i) for i, entry in enumerate(entries)]
     found = present(path, images)
     chosen = [found[i] for i in choose(path, len(found), views)]
     frames = [_frame(path, entries[i], images[i]) for i in chosen]
     return load_frames(path, frames, _points(path, document), path.resolve().parent.name)
+
+
+def transforms_frames(
+    path: Path, on_error: Callable[[str, Sr3dError], None]
+) -> tuple[list[Frame], Float[Tensor, "p 3"] | None]:
+    """The frames that a `transforms.json` names, in its order, and its sparse points; no image is decoded.
+
+    Args:
+        path: The JSON file.
+        on_error: Called with the file name of a frame and what is wrong with it; that frame is left out.
+
+    Raises:
+        Sr3dError: The file is no JSON object with a list of frames, or its sparse points are damaged.
+    """
+    document = _read(path)
+    frames = []
+    for i, entry in enumerate(_entries(path, document)):
+        try:
+            image = _image(path, entry, i)
+            if not os.path.isfile(image):
+                raise Sr3dError(path, f"image of {image.name}", "no such file", image)
+            frames.append(_frame(path, entry, image))
+        except Sr3dError as error:
+            on_error(str(entry.get("file_path", i)), error)
+    return frames, _points(path, document)
+
+
+def _entries(path: Path, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The frames, each with the keys that all share; frame keys win over shared ones."""
+    entries = document.get("frames")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise Sr3dError(path, "frames", type(entries).__name__, "a list of objects")
+    shared = {key: value for key, value in document.items() if key not in ("frames", "file_path")}
+    return [shared | entry for entry in entries]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -74,13 +104,13 @@ def _image(path: Path, entry: dict[str, Any], number: int) -> Path:
 def _frame(path: Path, entry: dict[str, Any], image: Path) -> Frame:
     name = image.name
     model = entry.get("camera_model", "OPENCV")
-    if model not in _MODELS or entry.get("is_fisheye"):
-        found = model if model not in _MODELS else "is_fisheye"
-        raise Sr3dError(path, f"camera_model of {name}", found, f"one of {', '.join(_MODELS)}")
+    if model not in _MODELS:
+        raise Sr3dError(path, f"camera_model of {name}", model, f"one of {', '.join(_MODELS)}")
+    fisheye = model == "OPENCV_FISHEYE" or bool(entry.get("is_fisheye"))
     size = (_size(path, entry, "w", name), _size(path, entry, "h", name))
     width, height = image_size(image)
     numbers = {key: _number(path, entry, key, name) for key in ("k1", "k2", "p1", "p2", "k3", "k4")}
-    if numbers["k4"]:
+    if numbers["k4"] and not fisheye:
         raise Sr3dError(path, f"k4 of {name}", numbers["k4"], "0: distortion k1 k2 k3 p1 p2")
     fx = _focal(path, entry, "fl_x", "camera_angle_x", size[0] or width, name)
     fy = _focal(path, entry, "fl_y", "camera_angle_y", size[1] or height, name)
@@ -102,7 +132,8 @@ def _frame(path: Path, entry: dict[str, Any], image: Path) -> Frame:
         world_to_cam=_pose(path, entry, name),
         K=K,
         size=(size[0] or width, size[1] or height),
-        distortion=tuple(numbers[key] or 0.0 for key in ("k1", "k2", "p1", "p2", "k3")),
+        distortion=tuple(numbers[key] or 0.0 for key in (_FISHEYE if fisheye else _OPENCV)),
+        fisheye=fisheye,
         depth=_optional(path, entry, "depth_file_path", name),
         depth_unit=0.001 if unit is None else unit,
         labels=_optional(path, entry, "label_file_path", name),

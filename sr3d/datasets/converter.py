@@ -1,0 +1,369 @@
+"""What a converter of a data set is, and the steps that all converters share."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Float64
+from PIL import Image
+
+from sr3d.cameras import Cameras
+from sr3d.datasets.clip import Clip, ImageFormat, View, depth_samples, encode_depth, encode_ids, encode_image
+from sr3d.errors import Sr3dError
+from sr3d.io.frames import Frame, decode_frame, decode_maps, snap
+
+Split = Literal["train", "validation", "test", "all"]
+_MOST_EXAMPLES = 20
+
+
+@dataclass(kw_only=True, frozen=True)
+class Entry:
+    """A unit of work of a converter: one scene, or one file with several scenes.
+
+    Attributes:
+        name: Unique in the data set; the scene's name where the entry is one scene.
+        path: What is read.
+        bytes: About how much it adds to the shards; they are planned by it.
+    """
+
+    name: str
+    path: Path
+    bytes: int
+
+
+@dataclass(kw_only=True)
+class Drops:
+    """What was left out, by reason.
+
+    Attributes:
+        frames: Number of frames per reason.
+        scenes: Number of scenes per reason.
+        examples: The first few of them with details.
+    """
+
+    frames: Counter[str] = field(default_factory=Counter)
+    scenes: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def frame(self, reason: str, where: str, count: int = 1) -> None:
+        """Count a frame (or several of one kind). `reason` is a short phrase out of a small set: "pose not finite"."""
+        self.frames[reason] += count
+        self._note(f"frame {where}: {reason}")
+
+    def scene(self, reason: str, where: str) -> None:
+        """Count a scene that gives no clip at all."""
+        self.scenes[reason] += 1
+        self._note(f"scene {where}: {reason}")
+
+    def add(self, other: Drops) -> None:
+        """Take over what another one has counted."""
+        self.frames += other.frames
+        self.scenes += other.scenes
+        self.examples = (self.examples + other.examples)[:_MOST_EXAMPLES]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, reasons in alphabetical order."""
+        sort = {"frames": dict(sorted(self.frames.items())), "scenes": dict(sorted(self.scenes.items()))}
+        return {**sort, "examples": self.examples}
+
+    def _note(self, text: str) -> None:
+        if len(self.examples) < _MOST_EXAMPLES:
+            self.examples.append(text)
+
+
+@dataclass(kw_only=True, frozen=True)
+class ClipOptions:
+    """How scenes are cut into clips; the same for every converter.
+
+    Args:
+        views: Most views per clip; longer scenes give several clips of about equal length. 0: one clip per scene.
+        stride: Keep every n-th frame.
+        max_side: Images are reduced (by area) until their longer side has at most this many pixels. 0: as they are.
+        lossless: Images that are encoded again (undistorted, cropped, reduced) become PNG, not JPEG of quality 95.
+        min_views: Scenes with fewer usable frames are dropped.
+    """
+
+    views: int = 64
+    stride: int = 1
+    max_side: int = 0
+    lossless: bool = False
+    min_views: int = 3
+
+    @property
+    def suffix(self) -> ImageFormat:
+        """Of images that are encoded again."""
+        return "png" if self.lossless else "jpg"
+
+
+@runtime_checkable
+class Converter(Protocol):
+    """One data set on disk → clips. A frozen data class: its fields are its options, and go into the index.
+
+    Attributes:
+        source: Name on the command line.
+        version: Counted up whenever the same files would give other clips.
+        licence: Of the data, in a sentence with its address.
+    """
+
+    source: ClassVar[str]
+    version: ClassVar[int]
+    licence: ClassVar[str]
+
+    def entries(self, src: Path, split: Split) -> list[Entry]:
+        """What there is to convert in `src`, in a fixed order; nothing heavy is read.
+
+        Raises:
+            Sr3dError: `src` does not look like this data set, or gives nothing for the split.
+        """
+        ...
+
+    def clips(self, entry: Entry, options: ClipOptions, drops: Drops) -> Iterator[Clip]:
+        """The clips of an entry, one at a time. What is left out is counted in `drops`.
+
+        Raises:
+            Sr3dError: The entry is unusable; the caller counts it as a dropped scene ("damaged") with this message.
+        """
+        ...
+
+
+def split_of(name: str) -> Split:
+    """The split of a scene of a data set without official ones: by a hash of its name, 80 / 10 / 10 %."""
+    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
+    return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
+
+
+def cut(items: Sequence[Any], options: ClipOptions) -> list[list[Any]]:
+    """Every `stride`-th item, in consecutive groups of at most `views`, as equal as possible."""
+    kept = list(items[:: options.stride])
+    if not options.views or len(kept) <= options.views:
+        return [kept]
+    return [list(part) for part in np.array_split(np.array(kept, dtype=object), -(-len(kept) // options.views))]
+
+
+def clip_name(scene: str, number: int, count: int) -> str:
+    """Name of one of the clips of a scene: the scene's own if there is only one."""
+    return scene if count == 1 else f"{scene}-{number:03d}"
+
+
+def pose_problem(world_to_cam: Float64[np.ndarray, "4 4"]) -> str | None:
+    """What is wrong with a pose: a reason for `Drops.frame`, or None."""
+    if not np.isfinite(world_to_cam).all():
+        return "pose not finite"
+    R = world_to_cam[:3, :3]
+    if np.abs(R @ R.T - np.eye(3)).max() > 1e-3 or np.linalg.det(R) < 0:
+        return "pose not a rotation"
+    return None
+
+
+def exact_pose(world_to_cam: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4 4"]:
+    """The nearest rigid pose with the same camera centre: files round rotations to a few digits."""
+    return snap(torch.from_numpy(world_to_cam)[None])[0].numpy()
+
+
+def check_K(K: Float64[np.ndarray, "3 3"], size: tuple[int, int], source: str | Path, name: str) -> None:
+    """Raise for intrinsics that cannot belong to an image of this size: the principal point lies far outside.
+
+    Raises:
+        Sr3dError: K is not finite, not in pixels, belongs to another resolution, or has fx or fy ≤ 0.
+    """
+    width, height = size
+    eye = torch.eye(4, dtype=torch.float64)[None]
+    Cameras(world_to_cam=eye, K=torch.from_numpy(K)[None], width=width, height=height).check(source, [name])
+    cx, cy = float(K[0, 2]), float(K[1, 2])
+    if not (0.2 * width < cx < 0.8 * width and 0.2 * height < cy < 0.8 * height):
+        expected = f"about the middle of {width}x{height}: is K of another resolution?"
+        raise Sr3dError(source, f"principal point of {name}", f"{cx:.1f}, {cy:.1f}", expected)
+
+
+def make_view(
+    image: bytes | npt.NDArray[Any],
+    *,
+    size: tuple[int, int],
+    K: Float64[np.ndarray, "3 3"],
+    world_to_cam: Float64[np.ndarray, "4 4"],
+    frame: str,
+    options: ClipOptions,
+    where: str,
+    depth: npt.NDArray[np.float32] | None = None,
+    depth_unit: float | None = 0.001,
+    labels: npt.NDArray[Any] | None = None,
+    semantics: npt.NDArray[Any] | None = None,
+) -> View:
+    """Encode one view, reduced as the options say.
+
+    Args:
+        image: [H, W, 3] as uint8 or as float in [0, 1]; or a file that `whole_image` accepts, stored byte for byte
+            unless it has to be reduced.
+        size: Width and height in pixels, of the image and of all maps.
+        K: Pixels of `size`.
+        world_to_cam: Rigid, OpenCV axes.
+        frame: Name in the data set.
+        options: Of the images.
+        where: File or scene named in errors.
+        depth: z-depth in world units, 0 where unknown. [H, W]
+        depth_unit: World units per stored count; None takes what the largest depth needs.
+        labels: Ids as the data set numbers them. [H, W]
+        semantics: Indices into the clip's classes. [H, W]
+
+    Raises:
+        Sr3dError: K does not fit the image, or depth or ids cannot be stored.
+    """
+    check_K(K, size, where, frame)
+    if options.max_side and max(size) > options.max_side:
+        image = decode_image(image) if isinstance(image, bytes) else image
+        width, height = size
+        scale = options.max_side / max(size)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        K = np.diag([size[0] / width, size[1] / height, 1.0]) @ K
+        depth, labels, semantics = (None if m is None else _nearest(m, size) for m in (depth, labels, semantics))
+    whole = isinstance(image, bytes)
+    suffix: ImageFormat = ("png" if image[:4] == b"\x89PNG" else "jpg") if whole else options.suffix
+    view = View(
+        image=image if isinstance(image, bytes) else encode_image(image, suffix),
+        suffix=suffix,
+        size=size,
+        world_to_cam=world_to_cam,
+        K=K,
+        frame=frame,
+        labels=None if labels is None else encode_ids(labels, where),
+        semantics=None if semantics is None else encode_ids(semantics, where),
+    )
+    if depth is not None:
+        view.depth, view.depth_unit = encode_depth(depth, depth_unit, where)
+        view.samples = depth_samples(depth)
+    return view
+
+
+def frame_clips(
+    frames: Sequence[Frame],
+    *,
+    scene: str,
+    source: Path,
+    options: ClipOptions,
+    drops: Drops,
+    metric: bool,
+    points: Float[torch.Tensor, "p 3"] | None = None,
+) -> Iterator[Clip]:
+    """Clips of frames that lie on disk as images. Unusable frames are counted in `drops`, as is a scene without enough.
+
+    A JPEG or PNG whose pixels need no change is stored byte for byte.
+    """
+    usable = []
+    for frame in frames:
+        problem = pose_problem(frame.world_to_cam)
+        if problem:
+            drops.frame(problem, f"{scene}/{frame.image.name}")
+        else:
+            usable.append(replace(frame, world_to_cam=exact_pose(frame.world_to_cam)))
+    parts = cut(usable, options)
+    made = 0
+    for i, part in enumerate(parts):
+        views = _uniform([v for v in (_frame_view(f, scene, source, options, drops) for f in part) if v], scene, drops)
+        if len(views) < options.min_views:
+            if len(parts) > 1 and views:
+                drops.frame("clip too short", scene, len(views))
+            continue
+        made += 1
+        name = clip_name(scene, i, len(parts))
+        cloud = None if points is None else points.numpy()
+        yield Clip(name=name, scene=scene, views=views, metric=metric, points=cloud)
+    if not made:
+        drops.scene(f"fewer than {options.min_views} usable frames", scene)
+
+
+def whole_image(data: bytes) -> tuple[int, int] | None:
+    """Width and height of an 8-bit RGB JPEG or PNG that can be stored as it is; None for any other file.
+
+    The file is decoded, JPEG at an eighth of its size: one that is cut off or damaged gives None too.
+    """
+    if not data.endswith((b"\xff\xd9", b"IEND\xaeB`\x82")):
+        return None
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            size, plain = image.size, image.mode == "RGB" and "transparency" not in image.info
+            image.draft("RGB", (1, 1))
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    sixteen_bits = data[:4] == b"\x89PNG" and data[24] == 16
+    return size if plain and not sixteen_bits else None
+
+
+def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
+    """RGB of a JPEG or PNG file that `whole_image` accepts. [H, W, 3]"""
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8)
+
+
+def _frame_view(frame: Frame, scene: str, source: Path, options: ClipOptions, drops: Drops) -> View | None:
+    """One frame, or None and a drop."""
+    try:
+        image, size, K, depth, labels = _pixels(source, frame)
+        return make_view(
+            image,
+            size=size,
+            K=K,
+            world_to_cam=frame.world_to_cam,
+            frame=frame.image.name,
+            options=options,
+            where=str(source),
+            depth=depth,
+            depth_unit=None if frame.depth is None or frame.depth.suffix == ".npy" else frame.depth_unit,
+            labels=labels,
+        )
+    except Sr3dError as error:
+        drops.frame("damaged", f"{scene}/{frame.image.name}: {error}")
+        return None
+
+
+def _pixels(
+    source: Path, frame: Frame
+) -> tuple[
+    bytes | npt.NDArray[Any],
+    tuple[int, int],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float32] | None,
+    npt.NDArray[np.int64] | None,
+]:
+    """Image (the file's bytes where no pixel needs to change), size, K, depth and labels of a frame."""
+    if not frame.distorted:
+        data = frame.image.read_bytes() if frame.image.is_file() else b""
+        size = whole_image(data)
+        if size is not None and frame.size in (None, size):
+            return data, size, frame.K, *decode_maps(frame, size)
+    decoded = decode_frame(source, frame)
+    return decoded.image, decoded.size, decoded.K, decoded.depth, decoded.labels
+
+
+def _uniform(views: list[View], scene: str, drops: Drops) -> list[View]:
+    """The views of the most common size, all with depth and ids if any has them: a clip is of one kind."""
+    if not views:
+        return views
+    size = Counter(v.size for v in views).most_common(1)[0][0]
+    wanted = [name for name in ("depth", "labels", "semantics") if any(getattr(v, name) is not None for v in views)]
+    kept = []
+    for view in views:
+        missing = [name for name in wanted if getattr(view, name) is None]
+        if view.size != size:
+            drops.frame("other image size", f"{scene}/{view.frame}")
+        elif missing:
+            drops.frame(f"{missing[0]} missing", f"{scene}/{view.frame}")
+        else:
+            kept.append(view)
+    return kept
+
+
+def _nearest(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """The values at the centres of `size` (width, height) pixels."""
+    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(np.int64) for n, m in zip(size[::-1], values.shape))
+    return values[rows[:, None], columns]
