@@ -21,7 +21,6 @@ MAX_COUNT = 65535
 JPEG_QUALITY = 95
 _GRID = 16  # depth samples per side that overlap is measured with
 _SAME_DEPTH = 0.1  # relative difference up to which two views are taken to see one surface
-_HEAD = "clip.json"
 
 
 @dataclass(kw_only=True)
