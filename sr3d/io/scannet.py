@@ -1,13 +1,14 @@
 """ScanNet scenes in the exported folder layout → `Scene`.
 
 color/0.jpg  pose/0.txt (OpenCV camera to world)  intrinsic/intrinsic_color.txt
-depth/0.png (millimetres) and label/0.png are read where they exist.
+depth/0.png (millimetres), intrinsic/intrinsic_depth.txt, and label-filt/0.png or label/0.png are read where they exist.
+Intrinsics there count pixel centres at +0, as all of ScanNet's code does; here they are at +0.5.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,15 @@ from numpy.typing import NDArray
 
 from sr3d.errors import Sr3dError
 from sr3d.io.frames import Frame, choose, load_frames, rigid_inverse
-from sr3d.io.images import list_images
+from sr3d.io.images import image_size, list_images
 from sr3d.scene import Scene
 
 _INTRINSICS = "intrinsic/intrinsic_color.txt"
+_DEPTH_INTRINSICS = "intrinsic/intrinsic_depth.txt"
+_LABELS = ("label-filt", "label")
+_HALF_PIXEL = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+# The principal points of ScanNet's depth cameras lie within 2 % of the image's middle.
+_OFF_CENTRE = 0.1
 
 
 def is_scannet(folder: str | Path) -> bool:
@@ -38,38 +44,66 @@ def load_scannet(folder: str | Path, views: Sequence[int] | None = None) -> Scen
         Sr3dError: See `sr3d.load_scene`.
     """
     folder = Path(folder)
-    K = _matrix(folder / _INTRINSICS)[:3, :3]
-    images = list_images(folder / "color")
-    if not images:
-        raise Sr3dError(folder / "color", "images", "none", "PNG or JPEG images")
-    poses = {image: _matrix(folder / "pose" / f"{image.stem}.txt") for image in images}
-    tracked = [image for image in images if np.isfinite(poses[image]).all()]
-    lost = [image.name for image in images if not np.isfinite(poses[image]).all()]
+
+    def refuse(name: str, error: Sr3dError) -> None:
+        raise error
+
+    frames = scannet_frames(folder, refuse)
+    tracked = [frame for frame in frames if np.isfinite(frame.world_to_cam).all()]
+    lost = [frame.image.name for frame in frames if not np.isfinite(frame.world_to_cam).all()]
     if lost:
-        message = f"{folder}: {len(lost)} of {len(images)} frames have no finite pose and are left out: "
+        message = f"{folder}: {len(lost)} of {len(frames)} frames have no finite pose and are left out: "
         warnings.warn(message + ", ".join(lost[:3]), stacklevel=2)
     if not tracked:
         raise Sr3dError(folder / "pose", "poses", "none finite", "at least one finite pose")
     chosen = [tracked[i] for i in choose(folder, len(tracked), views)]
-    frames = [
-        Frame(
-            image=image,
-            world_to_cam=rigid_inverse(poses[image]),
-            K=K,
-            depth=_beside(folder, "depth", image),
-            labels=_beside(folder, "label", image),
+    return load_frames(folder, chosen, None, folder.resolve().name)
+
+
+def scannet_frames(folder: Path, on_error: Callable[[str, Sr3dError], None]) -> list[Frame]:
+    """The frames of an exported scene in natural order of their names; no image is decoded.
+
+    Where tracking failed the pose is all NaN. Depth and labels are None where a frame has none.
+
+    Args:
+        folder: The scene.
+        on_error: Called with the name of an image whose pose file is missing or damaged; that frame is left out.
+
+    Raises:
+        Sr3dError: There are no images, or intrinsics are missing, damaged, or not those of the depth maps.
+    """
+    K = read_matrix(folder / _INTRINSICS)[:3, :3] + _HALF_PIXEL
+    images = list_images(folder / "color")
+    if not images:
+        raise Sr3dError(folder / "color", "images", "none", "PNG or JPEG images")
+    depth_K = _depth_intrinsics(folder, images)
+    labels = next((name for name in _LABELS if (folder / name).is_dir()), _LABELS[0])
+    frames = []
+    for image in images:
+        try:
+            pose = read_matrix(folder / "pose" / f"{image.stem}.txt")
+        except Sr3dError as error:
+            on_error(image.name, error)
+            continue
+        frames.append(
+            Frame(
+                image=image,
+                world_to_cam=rigid_inverse(pose) if np.isfinite(pose).all() else np.full((4, 4), np.nan),
+                K=K,
+                depth=_beside(folder, "depth", image),
+                depth_K=depth_K,
+                labels=_beside(folder, labels, image),
+            )
         )
-        for image in chosen
-    ]
-    return load_frames(folder, frames, None, folder.resolve().name)
+    return frames
 
 
-def _beside(folder: Path, kind: str, image: Path) -> Path | None:
-    file = folder / kind / f"{image.stem}.png"
-    return file if file.is_file() else None
+def read_matrix(path: Path) -> NDArray[np.float64]:
+    """A text file of 4x4 numbers.
 
-
-def _matrix(path: Path) -> NDArray[np.float64]:
+    Raises:
+        Sr3dError: It is missing or holds anything else.
+    """
     try:
         matrix = np.array([line.split() for line in path.read_text().splitlines() if line.strip()], dtype=np.float64)
     except (OSError, ValueError) as error:
@@ -77,3 +111,24 @@ def _matrix(path: Path) -> NDArray[np.float64]:
     if matrix.shape != (4, 4):
         raise Sr3dError(path, "matrix", f"shape {matrix.shape}", "4x4 numbers")
     return matrix
+
+
+def _depth_intrinsics(folder: Path, images: Sequence[Path]) -> NDArray[np.float64] | None:
+    """The depth camera's K, checked against the size of the first depth map; None if the files do not tell."""
+    path = folder / _DEPTH_INTRINSICS
+    first = next((file for image in images if (file := _beside(folder, "depth", image))), None)
+    if first is None or not path.is_file():
+        return None
+    K = read_matrix(path)[:3, :3] + _HALF_PIXEL
+    width, height = image_size(first)
+    off = np.abs(K[:2, 2] / [width, height] - 0.5).max()
+    if not off < _OFF_CENTRE or not np.isfinite(K).all() or min(K[0, 0], K[1, 1]) <= 0:
+        found = f"principal point {K[0, 2]:.1f}, {K[1, 2]:.1f}"
+        expected = f"about the middle of {first.name}, {width}x{height} (take the file away if depth was resampled)"
+        raise Sr3dError(path, "K", found, expected)
+    return K
+
+
+def _beside(folder: Path, kind: str, image: Path) -> Path | None:
+    file = folder / kind / f"{image.stem}.png"
+    return file if file.is_file() else None
