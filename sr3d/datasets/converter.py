@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ from sr3d.errors import Sr3dError
 from sr3d.io.frames import Frame, decode_frame, decode_maps, snap
 
 Split = Literal["train", "validation", "test", "all"]
+T = TypeVar("T")
 _MOST_EXAMPLES = 20
 
 
@@ -76,6 +77,12 @@ class Drops:
         sort = {"frames": dict(sorted(self.frames.items())), "scenes": dict(sorted(self.scenes.items()))}
         return {**sort, "examples": self.examples}
 
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> Drops:
+        """The inverse of `as_dict`."""
+        frames, scenes = (Counter[str](content[name]) for name in ("frames", "scenes"))
+        return Drops(frames=frames, scenes=scenes, examples=list(content["examples"]))
+
     def _note(self, text: str) -> None:
         if len(self.examples) < _MOST_EXAMPLES:
             self.examples.append(text)
@@ -118,6 +125,7 @@ class Converter(Protocol):
     source: ClassVar[str]
     version: ClassVar[int]
     licence: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def entries(self, src: Path, split: Split) -> list[Entry]:
         """What there is to convert in `src`, in a fixed order; nothing heavy is read.
@@ -266,10 +274,42 @@ def frame_clips(
             drops.frame(problem, f"{scene}/{frame.image.name}")
         else:
             usable.append(replace(frame, world_to_cam=exact_pose(frame.world_to_cam)))
-    parts = cut(usable, options)
+    yield from assemble(
+        usable,
+        lambda frame: _frame_view(frame, scene, source, options, drops),
+        scene=scene,
+        options=options,
+        drops=drops,
+        metric=metric,
+        points=points,
+    )
+
+
+def assemble(
+    items: Sequence[T],
+    view_of: Callable[[T], View | None],
+    *,
+    scene: str,
+    options: ClipOptions,
+    drops: Drops,
+    metric: bool,
+    points: Float[torch.Tensor, "p 3"] | None = None,
+) -> Iterator[Clip]:
+    """Clips of the frames of one scene, however they lie on disk; only those of one clip are encoded at a time.
+
+    Args:
+        items: The frames, in the order of the recording.
+        view_of: Encodes one; None for a frame that is left out, which it has counted itself.
+        scene: Name of the scene and, with a number, of its clips.
+        options: How the frames are cut into clips.
+        drops: Counts views that are unlike the rest of their clip, and a scene without enough views.
+        metric: World units are metres.
+        points: Sparse points, world frame. [P, 3]
+    """
+    parts = cut(items, options)
     made = 0
     for i, part in enumerate(parts):
-        views = _uniform([v for v in (_frame_view(f, scene, source, options, drops) for f in part) if v], scene, drops)
+        views = _uniform([v for v in map(view_of, part) if v], scene, drops)
         if len(views) < options.min_views:
             if len(parts) > 1 and views:
                 drops.frame("clip too short", scene, len(views))

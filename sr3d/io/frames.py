@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ class Frame:
         fisheye: Which of these models it is.
         depth: Depth file or None.
         depth_unit: World units per step of an integer depth file.
+        depth_end: Depths of this or more, in world units, mean unknown (7-Scenes stores 65535 there).
         depth_K: Intrinsics of the depth camera, in pixels of the depth file, where they differ from the colour
             camera's; both cameras are taken to have one centre and one direction. [3, 3]
         labels: Label file or None.
@@ -50,6 +52,7 @@ class Frame:
     fisheye: bool = False
     depth: Path | None = None
     depth_unit: float = 0.001
+    depth_end: float = math.inf
     depth_K: NDArray[np.float64] | None = None
     labels: Path | None = None
 
@@ -197,7 +200,10 @@ def decode_maps(frame: Frame, size: tuple[int, int]) -> tuple[NDArray[np.float32
     Raises:
         Sr3dError: A file is damaged or missing, or has another aspect ratio than the image.
     """
-    depth = None if frame.depth is None else _fit(frame.depth, read_depth(frame.depth, frame.depth_unit), frame, size)
+    depth = None
+    if frame.depth is not None:
+        values = read_depth(frame.depth, frame.depth_unit)
+        depth = _fit(frame.depth, np.where(values < frame.depth_end, values, np.float32(0)), frame, size)
     labels = None if frame.labels is None else _fit(frame.labels, read_integers(frame.labels), frame, size)
     return depth, labels
 
@@ -206,7 +212,7 @@ def _fit(path: Path, values: NDArray, frame: Frame, size: tuple[int, int]) -> ND
     """A depth or label map at the pixels of its colour image, by nearest neighbour."""
     height, width = values.shape
     if path == frame.depth and frame.depth_K is not None:
-        return _reproject(values, frame.depth_K, frame.K, size)
+        return reproject(values, frame.depth_K, frame.K, size)
     if (width, height) == size:
         return values
     if abs(width / height / (size[0] / size[1]) - 1) > _ASPECT_TOLERANCE:
@@ -216,10 +222,20 @@ def _fit(path: Path, values: NDArray, frame: Frame, size: tuple[int, int]) -> ND
     return values[rows[:, None], columns]
 
 
-def _reproject(
+def reproject(
     values: NDArray, values_K: NDArray[np.float64], K: NDArray[np.float64], size: tuple[int, int]
 ) -> NDArray:
-    """What a map of one camera shows in the pixels of another one with the same centre and axes; 0 outside it."""
+    """What a map of one camera shows in the pixels of another one with the same centre and axes; 0 outside it.
+
+    Args:
+        values: [h, w], taken from the nearest pixel.
+        values_K: Intrinsics of that camera, pixels of `values`, pixel centres at +0.5. [3, 3]
+        K: Intrinsics of the other camera. [3, 3]
+        size: Its width and height.
+
+    Returns:
+        [height, width], type of `values`.
+    """
     v, u = np.meshgrid(np.arange(size[1]) + 0.5, np.arange(size[0]) + 0.5, indexing="ij")
     there = np.stack([u, v, np.ones_like(u)], axis=-1) @ (values_K @ np.linalg.inv(K)).T
     columns, rows = (np.floor(there[..., i] / there[..., 2]).astype(np.int64) for i in (0, 1))

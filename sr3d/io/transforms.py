@@ -7,7 +7,8 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def load_transforms(path: str | Path, views: Sequence[int] | None = None) -> Sce
         Sr3dError: See `sr3d.load_scene`.
     """
     path = Path(path)
-    document = _read(path)
+    document = read_json(path)
     entries = _entries(path, document)
     images = [_image(path, entry, i) for i, entry in enumerate(entries)]
     found = present(path, images)
@@ -51,52 +52,63 @@ def load_transforms(path: str | Path, views: Sequence[int] | None = None) -> Sce
 
 
 def transforms_frames(
-    path: Path, on_error: Callable[[str, Sr3dError], None]
+    path: Path, on_error: Callable[[str, Sr3dError], None], images: str | None = None, key: str = "frames"
 ) -> tuple[list[Frame], Float[Tensor, "p 3"] | None]:
     """The frames that a `transforms.json` names, in its order, and its sparse points; no image is decoded.
 
     Args:
         path: The JSON file.
         on_error: Called with the file name of a frame and what is wrong with it; that frame is left out.
+        images: Folder that takes the place of the first one in every `file_path`: `images_4` for copies reduced by 4,
+            which nerfstudio and DL3DV keep beside the originals that the file describes. K is scaled to the images
+            found there.
+        key: Of the list of frames: ScanNet++ has `test_frames` besides.
 
     Raises:
         Sr3dError: The file is no JSON object with a list of frames, or its sparse points are damaged.
     """
-    document = _read(path)
+    document = read_json(path)
     frames = []
-    for i, entry in enumerate(_entries(path, document)):
+    for i, entry in enumerate(_entries(path, document, key)):
         try:
-            image = _image(path, entry, i)
+            image = _image(path, entry, i, images)
             if not os.path.isfile(image):
                 raise Sr3dError(path, f"image of {image.name}", "no such file", image)
-            frames.append(_frame(path, entry, image))
+            frame = _frame(path, entry, image)
+            frames.append(frame if images is None else _scaled(path, frame))
         except Sr3dError as error:
             on_error(str(entry.get("file_path", i)), error)
     return frames, _points(path, document)
 
 
-def _entries(path: Path, document: dict[str, Any]) -> list[dict[str, Any]]:
+def _entries(path: Path, document: dict[str, Any], key: str = "frames") -> list[dict[str, Any]]:
     """The frames, each with the keys that all share; frame keys win over shared ones."""
-    entries = document.get("frames")
+    entries = document.get(key)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise Sr3dError(path, "frames", type(entries).__name__, "a list of objects")
-    shared = {key: value for key, value in document.items() if key not in ("frames", "file_path")}
+        raise Sr3dError(path, key, type(entries).__name__, "a list of objects")
+    shared = {name: value for name, value in document.items() if name not in ("frames", key, "file_path")}
     return [shared | entry for entry in entries]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object out of a file.
+
+    Raises:
+        Sr3dError: The file is missing or holds anything else.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise Sr3dError(path, "file", f"{type(error).__name__}: {error}", "a JSON file") from error
     if not isinstance(document, dict):
-        raise Sr3dError(path, "file", type(document).__name__, "a JSON object with 'frames'")
+        raise Sr3dError(path, "file", type(document).__name__, "a JSON object")
     return document
 
 
-def _image(path: Path, entry: dict[str, Any], number: int) -> Path:
+def _image(path: Path, entry: dict[str, Any], number: int, images: str | None = None) -> Path:
     """The image of a frame: the first extension that exists, else the name as written."""
-    file = path.parent / _string(path, f"file_path of frame {number}", entry.get("file_path"))
+    name = PurePosixPath(_string(path, f"file_path of frame {number}", entry.get("file_path")))
+    file = path.parent / (name if images is None else PurePosixPath(images, *(name.parts[1:] or name.parts)))
     candidates = [Path(f"{file}{suffix}") for suffix in _SUFFIXES]
     return next((candidate for candidate in candidates if os.path.isfile(candidate)), file)
 
@@ -138,6 +150,17 @@ def _frame(path: Path, entry: dict[str, Any], image: Path) -> Frame:
         depth_unit=0.001 if unit is None else unit,
         labels=_optional(path, entry, "label_file_path", name),
     )
+
+
+def _scaled(path: Path, frame: Frame) -> Frame:
+    """A frame of an image that was reduced after its K was written down."""
+    size = image_size(frame.image)
+    stated = frame.size or size
+    x, y = size[0] / stated[0], size[1] / stated[1]
+    if abs(x / y - 1) > 0.02:
+        expected = f"the aspect ratio of w, h: {stated[0]}x{stated[1]}"
+        raise Sr3dError(path, f"size of {frame.image.name}", f"{size[0]}x{size[1]}", expected)
+    return replace(frame, K=np.diag([x, y, 1.0]) @ frame.K, size=size)
 
 
 def _pose(path: Path, entry: dict[str, Any], name: str) -> NDArray[np.float64]:
