@@ -31,9 +31,11 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
-        # Everything after `train` belongs to Lightning's own command line.
+        # What follows belongs to Lightning's own command line, and to the converters'.
         if words[:1] == ["train"] and words[1:] not in (["-h"], ["--help"]):
             verbs.train(*words[1:])
+        elif words[:1] == ["pack"]:
+            verbs.pack(*words[1:])
         else:
             parsed = build_parser().parse_args(["--output" if w == "-o" else w for w in words])
             VERBS[parsed.verb](**parsed[parsed.verb].as_dict())

@@ -26,34 +26,15 @@ def doctor() -> None:
     show()
 
 
-def pack(
-    kind: Literal["procedural"],
-    folder: Path,
-    *,
-    scenes: int = 40,
-    views: int = 5,
-    size: int = 192,
-    seed: int = 0,
-    split: Literal["train", "validation", "test"] = "train",
-) -> None:
-    """Write training shards.
+def pack(*arguments: str) -> None:
+    """Convert a data set into training shards: `sr3d pack SOURCE SRC DST`.
 
     Args:
-        kind: Where the clips come from; "procedural" photographs seeded worlds.
-        folder: Folder to make; must not hold shards yet.
-        scenes: Number of clips, one world each.
-        views: Views per clip, at least 3.
-        size: Width and height of a view in pixels.
-        seed: Of the whole set.
-        split: Worlds of different splits never share a seed.
+        arguments: Source, folders and options; `sr3d pack --help` lists the sources.
     """
-    from sr3d.datasets.procedural import pack_procedural
+    from sr3d.packing import main
 
-    for name, value, least in (("scenes", scenes, 1), ("views", views, 3), ("size", size, 8)):
-        if value < least:
-            raise Sr3dError("sr3d pack", f"--{name}", value, f"{least} or more")
-    index = pack_procedural(folder, scenes=scenes, views=views, size=size, seed=seed, split=split)
-    print(f"{scenes} clips: {index}")
+    main(arguments)
 
 
 def train(*arguments: str) -> None:

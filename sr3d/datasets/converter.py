@@ -120,11 +120,13 @@ class Converter(Protocol):
         source: Name on the command line.
         version: Counted up whenever the same files would give other clips.
         licence: Of the data, in a sentence with its address.
+        needs_src: Whether there is a folder to read.
     """
 
     source: ClassVar[str]
     version: ClassVar[int]
     licence: ClassVar[str]
+    needs_src: ClassVar[bool]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def entries(self, src: Path, split: Split) -> list[Entry]:

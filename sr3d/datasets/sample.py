@@ -197,7 +197,7 @@ class StoredClip:
         for n, i in enumerate(chosen):
             suffix = self._head["images"][i]
             pixels = self._decode(f"{i:03d}.{suffix}", suffix, cv2.IMREAD_COLOR_RGB, (*size, 3))
-            np.multiply(pixels, np.float32(1 / 255), out=images[n], dtype=np.float32)
+            np.divide(pixels, np.float32(255), out=images[n], dtype=np.float32)
         depths = labels = None
         if self.has_depth:
             units = np.array(self._head["depth_unit"], np.float64)[chosen].astype(np.float32)
