@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +94,21 @@ def load_colmap(folder: str | Path, views: Sequence[int] | None = None) -> Scene
 
 
 def colmap_frames(
-    folder: Path, on_error: Callable[[str, Sr3dError], None]
+    folder: Path, on_error: Callable[[str, Sr3dError], None], images: Path | None = None
 ) -> tuple[list[Frame], Float[Tensor, "p 3"] | None]:
     """The images of a COLMAP model in natural order of their names, and its sparse points; no image is decoded.
 
     Args:
         folder: See `load_colmap`.
         on_error: Called with the name of an image and what is wrong with it; that image is left out.
+        images: The folder that image names start from; see `load_colmap` if None.
 
     Raises:
         Sr3dError: There is no model, or one of its files is damaged.
     """
     model = _read_model(folder)
+    if images is not None:
+        model = replace(model, root=images)
     frames = []
     for image in model.images:
         try:

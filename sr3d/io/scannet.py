@@ -8,10 +8,11 @@ Intrinsics there count pixel centres at +0, as all of ScanNet's code does; here 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from sr3d.errors import Sr3dError
@@ -23,7 +24,7 @@ _INTRINSICS = "intrinsic/intrinsic_color.txt"
 _DEPTH_INTRINSICS = "intrinsic/intrinsic_depth.txt"
 _LABELS = ("label-filt", "label")
 _HALF_PIXEL = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
-# The principal points of ScanNet's depth cameras lie within 2 % of the image's middle.
+# The principal points of ScanNet's cameras lie within 3 % of the image's middle.
 _OFF_CENTRE = 0.1
 
 
@@ -70,18 +71,24 @@ def scannet_frames(folder: Path, on_error: Callable[[str, Sr3dError], None]) -> 
         on_error: Called with the name of an image whose pose file is missing or damaged; that frame is left out.
 
     Raises:
-        Sr3dError: There are no images, or intrinsics are missing, damaged, or not those of the depth maps.
+        Sr3dError: There are no images, or intrinsics are missing, damaged, or of another resolution.
     """
-    K = read_matrix(folder / _INTRINSICS)[:3, :3] + _HALF_PIXEL
+    K = _matrix(folder / _INTRINSICS)[:3, :3] + _HALF_PIXEL
     images = list_images(folder / "color")
     if not images:
         raise Sr3dError(folder / "color", "images", "none", "PNG or JPEG images")
-    depth_K = _depth_intrinsics(folder, images)
+    check_centre(K, first_size(images), folder / _INTRINSICS)
+    depths = {image: _beside(folder, "depth", image) for image in images}
+    there = [depth for depth in depths.values() if depth is not None]
+    depth_K = None
+    if there and (folder / _DEPTH_INTRINSICS).is_file():
+        depth_K = _matrix(folder / _DEPTH_INTRINSICS)[:3, :3] + _HALF_PIXEL
+        check_centre(depth_K, first_size(there), folder / _DEPTH_INTRINSICS)
     labels = next((name for name in _LABELS if (folder / name).is_dir()), _LABELS[0])
     frames = []
     for image in images:
         try:
-            pose = read_matrix(folder / "pose" / f"{image.stem}.txt")
+            pose = _matrix(folder / "pose" / f"{image.stem}.txt")
         except Sr3dError as error:
             on_error(image.name, error)
             continue
@@ -90,7 +97,7 @@ def scannet_frames(folder: Path, on_error: Callable[[str, Sr3dError], None]) -> 
                 image=image,
                 world_to_cam=rigid_inverse(pose) if np.isfinite(pose).all() else np.full((4, 4), np.nan),
                 K=K,
-                depth=_beside(folder, "depth", image),
+                depth=depths[image],
                 depth_K=depth_K,
                 labels=_beside(folder, labels, image),
             )
@@ -98,12 +105,33 @@ def scannet_frames(folder: Path, on_error: Callable[[str, Sr3dError], None]) -> 
     return frames
 
 
-def read_matrix(path: Path) -> NDArray[np.float64]:
-    """A text file of 4x4 numbers.
+def first_size(images: Iterable[Path]) -> tuple[int, int] | None:
+    """Width and height of the first image that can be read; None if none can."""
+    for image in images:
+        try:
+            return image_size(image)
+        except Sr3dError:
+            continue
+    return None
+
+
+def check_centre(K: Float64[np.ndarray, "3 3"], size: tuple[int, int] | None, source: Path) -> None:
+    """Raise for intrinsics of another resolution: all of ScanNet's cameras have their principal point near the middle.
+
+    Args:
+        K: Pixels of `size`, pixel centres at +0.5.
+        size: Width and height; None if no image of the camera can be read.
+        source: File named in the error.
 
     Raises:
-        Sr3dError: It is missing or holds anything else.
+        Sr3dError: The principal point is further than a tenth of the side from the middle.
     """
+    if size is not None and not np.abs(K[:2, 2] / size - 0.5).max() < _OFF_CENTRE:
+        expected = f"about the middle of images of {size[0]}x{size[1]}: intrinsics of another resolution?"
+        raise Sr3dError(source, "principal point", f"{K[0, 2]:.1f}, {K[1, 2]:.1f}", expected)
+
+
+def _matrix(path: Path) -> NDArray[np.float64]:
     try:
         matrix = np.array([line.split() for line in path.read_text().splitlines() if line.strip()], dtype=np.float64)
     except (OSError, ValueError) as error:
@@ -111,22 +139,6 @@ def read_matrix(path: Path) -> NDArray[np.float64]:
     if matrix.shape != (4, 4):
         raise Sr3dError(path, "matrix", f"shape {matrix.shape}", "4x4 numbers")
     return matrix
-
-
-def _depth_intrinsics(folder: Path, images: Sequence[Path]) -> NDArray[np.float64] | None:
-    """The depth camera's K, checked against the size of the first depth map; None if the files do not tell."""
-    path = folder / _DEPTH_INTRINSICS
-    first = next((file for image in images if (file := _beside(folder, "depth", image))), None)
-    if first is None or not path.is_file():
-        return None
-    K = read_matrix(path)[:3, :3] + _HALF_PIXEL
-    width, height = image_size(first)
-    off = np.abs(K[:2, 2] / [width, height] - 0.5).max()
-    if not off < _OFF_CENTRE or not np.isfinite(K).all() or min(K[0, 0], K[1, 1]) <= 0:
-        found = f"principal point {K[0, 2]:.1f}, {K[1, 2]:.1f}"
-        expected = f"about the middle of {first.name}, {width}x{height} (take the file away if depth was resampled)"
-        raise Sr3dError(path, "K", found, expected)
-    return K
 
 
 def _beside(folder: Path, kind: str, image: Path) -> Path | None:

@@ -67,7 +67,7 @@ class Sens:
         color_size: Width and height.
         depth_size: Width and height.
         color_compression: "raw", "png" or "jpeg".
-        depth_compression: "raw", "zlib" or "occi".
+        depth_compression: "raw" or "zlib".
         depth_shift: Counts per metre.
         frames: In the order of the recording.
     """
@@ -100,13 +100,10 @@ class Sens:
         """z-depth of a frame in metres, at the pixels of the depth camera; 0 where unknown.
 
         Raises:
-            Sr3dError: The map is damaged, of another size than the header says, or compressed with OpenNI's codec.
+            Sr3dError: The map is damaged, or of another size than the header says.
         """
         width, height = self.depth_size
         frame, wanted = self.frames[index], width * height * 2
-        if self.depth_compression == "occi":
-            expected = "raw or zlib: export the frames with ScanNet's SensReader"
-            raise Sr3dError(self.path, "depth compression", "occi_ushort", expected)
         data = self._read(frame.depth_at, frame.depth_bytes)
         if self.depth_compression == "zlib":
             try:
@@ -141,8 +138,8 @@ def read_sens(path: str | Path) -> Sens:
         path: A `.sens` file.
 
     Raises:
-        Sr3dError: The file is missing, of another version, cut off, or its header is impossible; or colour and depth
-            camera stand apart (extrinsics that are not the identity: their depth is not yet aligned with colour).
+        Sr3dError: The file is missing, of another version, cut off, or its header is impossible; depth is compressed
+            with OpenNI's codec; or colour and depth camera stand apart (extrinsics that are not the identity).
     """
     path = Path(path)
     try:
@@ -182,6 +179,10 @@ class _Reader:
         color, depth = self.take(struct.Struct("<2i"))
         sides = self.take(struct.Struct("<4I"))
         shift, count = self.take(struct.Struct("<fQ"))
+        depth_compression = self.name("depth compression", depth, _DEPTH)
+        if depth_compression == "occi":
+            expected = "raw or zlib: export the frames with ScanNet's SensReader"
+            raise Sr3dError(self.path, "depth compression", "occi_ushort", expected)
         if not 0 < shift < float("inf"):
             raise Sr3dError(self.path, "depth shift", shift, "counts per metre, > 0")
         if max(sides) > _MAX_SIDE or min(sides) < 1:
@@ -197,7 +198,7 @@ class _Reader:
             color_size=(sides[0], sides[1]),
             depth_size=(sides[2], sides[3]),
             color_compression=self.name("colour compression", color, _COLOR),
-            depth_compression=self.name("depth compression", depth, _DEPTH),
+            depth_compression=depth_compression,
             depth_shift=float(shift),
             frames=self.frames(count),
         )
