@@ -21,7 +21,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ _LONGEST_WAIT = 60.0
 _HOST = r"(?=[^/?]{1,255}(?:[/?]|\Z))\w[\w-]{0,62}(?:\.\w[\w-]{0,62})*(?::(?P<port>[0-9]{1,5}))?"
 _HTTP = re.compile(rf"(?i:https?)://{_HOST}(?:/[\w.~%!*+,=:@&/-]*)?(?:\?[\w.~%!*+,=:@&/?-]*)?", re.ASCII)
 _BUCKET = re.compile(r"(?:s3|gs)://[a-z0-9][a-z0-9._-]*(?:/[\w.~+,=@-]+)+", re.ASCII)
-_FILE = re.compile(r"file:(?://(?:localhost)?)?(/[^\0]+)", re.DOTALL)
+_FILE = re.compile(r"file:(?://(?:localhost)?)?(/(?!/)[^\0]+)", re.DOTALL)
 # Program, arguments before and after the URL.
 _PROGRAMS = {"s3": ("aws", ["s3", "cp", "--only-show-errors"], ["-"]), "gs": ("gsutil", ["-q", "cat"], [])}
 # What the two programs print where a new try cannot help.
@@ -154,23 +155,30 @@ class Partial:
         if self.size is not None and total != self.size:
             raise Failure(f"{total} bytes announced, not {self.size}")
         self.total = total
-        self.reserve(total)
+        with self._disk():
+            self.reserve(total)
 
     def add(self, data: bytes) -> None:
         """Append received bytes."""
         if self.total is not None and self.have + len(data) > self.total:
             self.restart()
             raise Failure(f"more than {self.total} bytes")
-        self.reserve(self.have + len(data))
         self._digest.update(data)
         left = memoryview(data)
-        while left:
-            try:
+        with self._disk():
+            self.reserve(self.have + len(data))
+            while left:
                 left = left[self.file.write(left) or 0 :]
-            except OSError as error:
-                name = getattr(self.file, "name", "memory")
-                raise Sr3dError(name, "disk", error.strerror or error, "room for one more shard") from None
         self.have += len(data)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """An error of this machine's disk is none of the connection: no retry helps."""
+        try:
+            yield
+        except OSError as error:
+            name = getattr(self.file, "name", "memory")
+            raise Sr3dError(name, "disk", error.strerror or error, "room for one more shard") from None
 
     def check_whole(self) -> None:
         """Raise `Failure` unless this is the whole file, byte for byte."""
@@ -308,8 +316,8 @@ def _receive_program(url: str, part: Partial, timeout: float) -> None:
                     os.killpg(process.pid, signal.SIGKILL)
         if code:
             errors.seek(0)
-            said = errors.read(_CHUNK).decode(errors="replace").strip()
-            last = said.splitlines()[-1] if said else ""
+            said = errors.read(_CHUNK).decode(errors="replace").strip() or "no message"
+            last = said.splitlines()[-1]
             raise Failure(f"`{program}` exited with {code}: {last}", final=_HOPELESS.search(said) is not None)
 
 
