@@ -53,7 +53,7 @@ def make_batch(
     clip: Scene,
     context: Sequence[int],
     target: Sequence[int],
-    factor: float,
+    factor: int | float,
     config: DegradeConfig | None = None,
     seed: int = 0,
     anywhere: bool = False,
@@ -87,7 +87,7 @@ def make_batch(
     return Batch(context=low, high=high, target=clip.views(target))
 
 
-def reduce_scene(scene: Scene, factor: float) -> Scene:
+def reduce_scene(scene: Scene, factor: int | float) -> Scene:
     """The scene as a camera with `factor` times fewer pixels per side would see it.
 
     Images are averaged over factor × factor pixels. Depth is the depth at the centre of the larger pixel: surfaces are
@@ -107,7 +107,7 @@ def reduce_scene(scene: Scene, factor: float) -> Scene:
     return _resized(scene, block_mean(scene.images, whole))
 
 
-def degrade_scene(scene: Scene, factor: float, config: DegradeConfig, seed: int) -> Scene:
+def degrade_scene(scene: Scene, factor: int | float, config: DegradeConfig, seed: int) -> Scene:
     """The scene as a camera with about `factor` times fewer pixels per side would have taken it.
 
     Width and height are divided by `factor` and rounded, and K is scaled by what each of them became. Depth and labels

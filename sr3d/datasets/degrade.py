@@ -81,7 +81,7 @@ class _Settings:
     qualities: list[int]
 
 
-def low_size(width: int, height: int, factor: float) -> tuple[int, int]:
+def low_size(width: int, height: int, factor: int | float) -> tuple[int, int]:
     """Width and height divided by `factor`, rounded, at least 1.
 
     Raises:
