@@ -78,7 +78,7 @@ class ZipMembers:
             raise Sr3dError(self.path, f"size of {name}", f"{info.file_size} bytes", f"at most {limit}")
         try:
             with self._archive.open(info) as stream:
-                data = stream.read(limit + 1)
+                data = stream.read(info.file_size + 1)
         except _DAMAGED as error:
             raise Sr3dError(self.path, name, f"{type(error).__name__}: {error}", "an undamaged file") from error
         if len(data) != info.file_size:
