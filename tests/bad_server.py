@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
+from unittest import mock
 
 
 @dataclass(kw_only=True)
@@ -70,9 +72,11 @@ class BadServer:
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        self._no_proxy = mock.patch.dict(os.environ, no_proxy="*")
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> BadServer:
+        self._no_proxy.start()
         self._thread.start()
         return self
 
@@ -83,6 +87,7 @@ class BadServer:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
+        self._no_proxy.stop()
 
     def count(self, path: str) -> int:
         """Requests for a path so far."""
