@@ -40,7 +40,7 @@ _TUM_OTHER = (525.0, 525.0, 319.5, 239.5)
 _TUM_UNIT = 1 / 5000
 _TUM_SECONDS = 0.02
 _IMAGES, _POSES, _LABELS = ("color", "images", "rgb"), ("pose", "poses"), ("label", "labels")
-_INTRINSICS = ("intrinsics.txt", "intrinsic.txt", "camera-intrinsics.txt", "K.txt", "intrinsic/intrinsic_color.txt")
+_INTRINSICS = ("intrinsics.txt", "intrinsic.txt", "camera-intrinsics.txt", "K.txt")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -52,12 +52,12 @@ class Folders:
     * 7-Scenes and 3DMatch: frame-000000.color.png .depth.png .pose.txt, in the folder or in seq-01, seq-02, ...; depth
       in millimetres, 65535 is unknown. K from camera-intrinsics.txt here or one above, for both cameras; without it
       525 for colour and 585 for depth, which is then carried over to the colour camera (both taken to have one centre).
-    * TUM RGB-D: rgb.txt, groundtruth.txt and depth.txt. An image gets the depth map and the pose that are nearest in
-      time, within 0.02 s; depth in 1/5000 m. Lens by the sequence's name (freiburg1, 2, 3), else 525, 319.5, 239.5.
+    * TUM RGB-D: rgb.txt, groundtruth.txt and depth.txt. An image gets the pose nearest in time, and a depth map of its
+      own as TUM's associate.py finds it, both within 0.02 s; depth in 1/5000 m. Lens by the sequence's name (freiburg1,
+      freiburg2, freiburg3), else 525, 319.5, 239.5.
     * Plain: color/, images/ or rgb/; pose/ or poses/ with a text file of a 4x4 OpenCV camera-to-world matrix for every
       image; depth/ (16-bit PNG in millimetres) and label/ or labels/ if there are any; and a 3x3 or 4x4 matrix in
-      intrinsics.txt, intrinsic.txt, camera-intrinsics.txt, K.txt or intrinsic/intrinsic_color.txt (pixel centres at
-      +0.5).
+      intrinsics.txt, intrinsic.txt, camera-intrinsics.txt or K.txt (pixel centres at +0.5).
 
     A folder of scenes is split by a hash of the scenes' names (80 / 10 / 10 %), a scene's sequences together; a single
     scene is given to whatever split is asked for. Several TUM sequences show one office: split those by hand.
@@ -163,13 +163,14 @@ def _read_tum(folder: Path, scene: str, drops: Drops) -> list[Frame]:
     colour = _table(folder / "rgb.txt", 1, str)
     truth = _table(folder / "groundtruth.txt", 7, float)
     depth = _table(folder / "depth.txt", 1, str) if (folder / "depth.txt").is_file() else None
+    pairs = {} if depth is None else _pairs(colour[0], depth[0])
     numbers = next((n for name, n in _TUM.items() if name in folder.resolve().name), _TUM_OTHER)
     K = _K(numbers[:4])
     K[:2, 2] += 0.5
     frames = []
-    for time, (name,) in zip(*colour):
-        pose = _nearest(truth, time)
-        near = None if depth is None else _nearest(depth, time)
+    for i, (name,) in enumerate(colour[1]):
+        pose = _nearest(truth, colour[0][i])
+        near = depth[1][pairs[i]] if depth is not None and i in pairs else None
         problems = {
             "image missing": not os.path.isfile(folder / name),
             "pose missing": pose is None,
@@ -267,6 +268,22 @@ def _table(path: Path, columns: int, kind: Callable[[str], Any]) -> tuple[_Matri
         return np.array([float(line[0]) for line in lines]), rows
     except (OSError, ValueError) as error:
         raise Sr3dError(path, "file", f"{type(error).__name__}: {error}", f"lines of 1 + {columns} columns") from None
+
+
+def _pairs(times: _Matrix, others: _Matrix) -> dict[int, int]:
+    """Index of a time → index of its partner among the others: the closest pairs first, each used once."""
+    near = [(float(abs(others[j] - t)), i, int(j)) for i, t in enumerate(times) for j in _within(others, t)]
+    out: dict[int, int] = {}
+    taken: set[int] = set()
+    for _, i, j in sorted(near):
+        if i not in out and j not in taken:
+            out[i] = j
+            taken.add(j)
+    return out
+
+
+def _within(times: _Matrix, time: float) -> npt.NDArray[np.int64]:
+    return np.flatnonzero(np.abs(times - time) <= _TUM_SECONDS)
 
 
 def _nearest(table: tuple[_Matrix, list[list[Any]]], time: float) -> list[Any] | None:

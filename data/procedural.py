@@ -20,7 +20,7 @@ _BYTES_PER_PIXEL = 3.2  # colour, depth and semantics as PNG
 
 @dataclass(kw_only=True, frozen=True)
 class Procedural:
-    """Procedural worlds, one clip each. Nothing is read; SRC is ignored.
+    """Procedural worlds, one clip each. Nothing is read; there is no SRC.
 
     Images, depth and semantics are PNG files, exact up to rounding; world units are metres. A world's label values are
     the clip's semantic ids as they are: 0 is "unknown" in both, and `classes` names those from 1 on.
@@ -45,6 +45,7 @@ class Procedural:
     source: ClassVar[str] = "procedural"
     version: ClassVar[int] = 1
     licence: ClassVar[str] = "Apache-2.0 as sr3d; photographs on some surfaces are scikit-image's own"
+    needs_src: ClassVar[bool] = False
 
     def entries(self, src: Path, split: Split) -> list[Entry]:
         """One entry for each world, named by the world's seed."""
