@@ -196,7 +196,11 @@ def _quaternion(values: str):
 
 
 BAD = {
-    "fisheye": (_edit("cameras", "2 PINHOLE 20 12", "2 FOV 20 12 1"), "cameras.txt", "model of camera 2"),
+    "lens without distortion terms": (
+        _edit("cameras", "2 PINHOLE 20 12", "2 FOV 20 12 1"),
+        "cameras.txt",
+        "model of camera 2",
+    ),
     "unknown model": (_edit("cameras", "2 PINHOLE", "2 POTATO"), "cameras.txt", "model of camera 2"),
     "too few parameters": (_edit("cameras", "2 PINHOLE 20 12 19", "2 PINHOLE 20 12"), "cameras.txt", "line"),
     "focal length of words": (_edit("cameras", "2 PINHOLE 20 12 19", "2 PINHOLE 20 12 long"), "cameras.txt", "line"),
