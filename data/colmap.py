@@ -35,6 +35,7 @@ class Colmap:
 
     source: ClassVar[str] = "colmap"
     version: ClassVar[int] = 1
+    needs_src: ClassVar[bool] = True
     licence: ClassVar[str] = "that of the capture"
 
     def entries(self, src: Path, split: Split) -> list[Entry]:

@@ -46,6 +46,7 @@ class Dl3dv:
 
     source: ClassVar[str] = "dl3dv"
     version: ClassVar[int] = 1
+    needs_src: ClassVar[bool] = True
     licence: ClassVar[str] = (
         "DL3DV-10K terms of use and CC BY-NC 4.0, no sharing: https://github.com/DL3DV-10K/Dataset/blob/main/License.md"
     )

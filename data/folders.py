@@ -78,6 +78,7 @@ class Folders:
 
     source: ClassVar[str] = "folders"
     version: ClassVar[int] = 1
+    needs_src: ClassVar[bool] = True
     licence: ClassVar[str] = "that of the capture"
 
     def entries(self, src: Path, split: Split) -> list[Entry]:

@@ -41,6 +41,7 @@ class Nerfstudio:
 
     source: ClassVar[str] = "nerfstudio"
     version: ClassVar[int] = 1
+    needs_src: ClassVar[bool] = True
     licence: ClassVar[str] = "that of the capture"
 
     def entries(self, src: Path, split: Split) -> list[Entry]:

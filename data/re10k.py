@@ -56,6 +56,7 @@ class Re10k:
 
     source: ClassVar[str] = "re10k"
     version: ClassVar[int] = 1
+    needs_src: ClassVar[bool] = True
     licence: ClassVar[str] = (
         "cameras CC BY 4.0, Google LLC: https://google.github.io/realestate10k; the videos belong to their uploaders"
     )
@@ -147,7 +148,8 @@ def _check_index(folder: Path, chunks: set[str]) -> None:
         raise Sr3dError(path, "file", type(index).__name__, "JSON: key → chunk")
     missing = sorted({str(name) for name in index.values()} - chunks)
     if missing:
-        raise Sr3dError(path, "chunks", f"{len(missing)} missing: {', '.join(missing[:3])}", "every chunk it names")
+        expected = "every chunk it names (take it away to pack a part)"
+        raise Sr3dError(path, "chunks", f"{len(missing)} missing: {', '.join(missing[:3])}", expected)
 
 
 def _parts(scene: Any, path: Path) -> tuple[str, Tensor, list[Tensor], list[int]]:
