@@ -36,7 +36,7 @@ _EXPECTED = "a list of scenes as pixelSplat's: url, timestamps, cameras, images,
 
 
 @dataclass(kw_only=True, frozen=True)
-class Re10k:
+class RealEstate10K:
     """RealEstate10K as pixelSplat's chunks. SRC holds train/ and test/ with 000000.torch, ... and index.json.
 
     A chunk is a list of scenes: `key`, `url`, `timestamps` int64 [n], `cameras` float32 [n, 18] (fx fy cx cy divided by
@@ -101,7 +101,7 @@ class Re10k:
 
 
 @dataclass(kw_only=True, frozen=True)
-class Acid(Re10k):
+class Acid(RealEstate10K):
     """ACID, drone videos of coasts, as pixelSplat's chunks: all as for `re10k`."""
 
     source: ClassVar[str] = "acid"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from captures import convert, file_of, picture, poses, to_world, write
-from sr3d_data.re10k import Acid, Re10k
+from sr3d_data.re10k import Acid, RealEstate10K
 
 from sr3d import Sr3dError
 from sr3d.datasets.converter import ClipOptions, Drops, split_of
@@ -53,7 +53,7 @@ def chunk(folder: Path, number: int, scenes: list[Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("converter", [Re10k(), Acid()])
+@pytest.mark.parametrize("converter", [RealEstate10K(), Acid()])
 def test_chunk(tmp_path: Path, converter) -> None:
     chunk(tmp_path / "test", 0, [scene("a", seed=1), scene("b", views=6, seed=2)])
     clips, drops = convert(converter, tmp_path, split="test")
@@ -72,18 +72,23 @@ def test_splits(tmp_path: Path) -> None:
     chunk(tmp_path / "train", 0, [scene(k, 1) for k in (HELD[0], REST[0], REST[1])])
     chunk(tmp_path / "train", 1, [scene(k, 1) for k in (REST[2], HELD[1])])
     chunk(tmp_path / "test", 0, [scene("t", 1)])
-    names = {s: [c.name for c in convert(Re10k(), tmp_path, s)[0]] for s in ("train", "validation", "test", "all")}
+    names = {
+        s: [c.name for c in convert(RealEstate10K(), tmp_path, s)[0]] for s in ("train", "validation", "test", "all")
+    }
     assert names["train"] == REST and names["validation"] == HELD and names["test"] == ["t"]
     assert sorted(names["all"]) == sorted([*REST, *HELD, "t"])
-    assert [e.name for e in Re10k().entries(tmp_path, "validation")] == ["validation-000000", "validation-000001"]
+    assert [e.name for e in RealEstate10K().entries(tmp_path, "validation")] == [
+        "validation-000000",
+        "validation-000001",
+    ]
     chunk(tmp_path / "validation", 0, [scene("v", 1)])
-    assert [c.name for c in convert(Re10k(), tmp_path, "validation")[0]] == ["v"]
-    assert len(convert(Re10k(), tmp_path, "train")[0]) == 5, "all of train/ where there is a validation/"
+    assert [c.name for c in convert(RealEstate10K(), tmp_path, "validation")[0]] == ["v"]
+    assert len(convert(RealEstate10K(), tmp_path, "train")[0]) == 5, "all of train/ where there is a validation/"
 
 
 def test_clips_are_cut(tmp_path: Path) -> None:
     chunk(tmp_path / "test", 0, [scene("a", views=9)])
-    clips, _ = convert(Re10k(), tmp_path, "test", views=4)
+    clips, _ = convert(RealEstate10K(), tmp_path, "test", views=4)
     assert [(c.name, c.scene, len(c.views)) for c in clips] == [("a-000", "a", 3), ("a-001", "a", 3), ("a-002", "a", 3)]
 
 
@@ -121,7 +126,7 @@ def test_bad_frames_are_counted(tmp_path: Path, change, reason) -> None:
     bad = scene("a")
     change(bad)
     chunk(tmp_path / "test", 0, [bad, scene("b")])
-    (a, b), drops = convert(Re10k(), tmp_path, "test")
+    (a, b), drops = convert(RealEstate10K(), tmp_path, "test")
     assert [v.frame for v in a.views] == ["81372956", "81439688", "81473054"] and len(b.views) == 4
     assert dict(drops.frames) == {reason: 1} and "81406322" in drops.examples[0]
 
@@ -143,7 +148,7 @@ def test_bad_scene_leaves_the_others(tmp_path: Path, change, field) -> None:
     bad = scene("a")
     change(bad)
     torch.save([bad, "no scene", scene("b")], write(tmp_path / "test/000000.torch", ""))
-    (clip,), drops = convert(Re10k(), tmp_path, "test")
+    (clip,), drops = convert(RealEstate10K(), tmp_path, "test")
     assert clip.name == "b" and dict(drops.scenes) == {"damaged": 2}
     assert f"{field}: found" in drops.examples[0]
 
@@ -192,20 +197,20 @@ def _compressed(path: Path) -> None:
 def test_hostile_chunk_is_one_error(tmp_path: Path, change) -> None:
     path = chunk(tmp_path / "test", 0, [scene("a")])
     change(path)
-    entry = Re10k().entries(tmp_path, "test")[0]
+    entry = RealEstate10K().entries(tmp_path, "test")[0]
     with pytest.raises(Sr3dError) as caught:
-        list(Re10k().clips(entry, ClipOptions(), Drops()))
+        list(RealEstate10K().clips(entry, ClipOptions(), Drops()))
     assert caught.value.source == str(path) and caught.value.field == "chunk"
     assert not path.with_name("made").exists()
 
 
 def test_other_sources(tmp_path: Path) -> None:
     with pytest.raises(Sr3dError, match=r"train: chunks: found none; expected 000000\.torch"):
-        Re10k().entries(tmp_path, "train")
+        RealEstate10K().entries(tmp_path, "train")
     chunk(tmp_path / "train", 0, [scene("a")])
     chunk(tmp_path / "train", 1, [scene("b")]).unlink()
     with pytest.raises(Sr3dError, match=r"index\.json: chunks: found 1 missing: 000001\.torch"):
-        Re10k().entries(tmp_path, "train")
+        RealEstate10K().entries(tmp_path, "train")
     write(tmp_path / "train/index.json", "[")
     with pytest.raises(Sr3dError, match="key → chunk"):
-        Re10k().entries(tmp_path, "train")
+        RealEstate10K().entries(tmp_path, "train")
