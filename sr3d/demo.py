@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -20,9 +19,10 @@ from sr3d import figures
 from sr3d.capture import Capture, CaptureConfig, capture_batches, read_capture
 from sr3d.coarse import CoarseConfig
 from sr3d.datasets.batch import Batch, make_batch
-from sr3d.datasets.datamodule import ClipBatches
 from sr3d.datasets.procedural import pack_procedural, world_seed
-from sr3d.datasets.shards import ShardDataset
+from sr3d.datasets.reader import BatchConfig, ClipBatches
+from sr3d.datasets.shards import list_shards, read_index, writer
+from sr3d.datasets.views import ViewConfig
 from sr3d.datasets.world import World
 from sr3d.doctor import devices, versions
 from sr3d.errors import Sr3dError
@@ -178,24 +178,24 @@ def make_shards(config: DemoConfig) -> list[str]:
     for name, split in _SPLITS.items():
         folder = config.output / "shards" / name
         options: dict[str, Any] = {"scenes": config.scenes[name], "views": config.views, "size": config.size}
-        options |= {"seed": config.seed, "split": split}
-        if _same_options(folder / "index.json", options):
+        options["seed"] = config.seed
+        if _same_options(folder, options):
             kept.append(name)
             continue
         shutil.rmtree(folder, ignore_errors=True)
-        pack_procedural(folder, **options)
+        pack_procedural(folder, split=split, **options)
     return kept
 
 
-def _same_options(index: Path, options: dict[str, Any]) -> bool:
-    """Whether an index was written with these options by this version."""
+def _same_options(folder: Path, options: dict[str, Any]) -> bool:
+    """Whether shards were written with these options by this version, and are all there."""
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        found, writer = content["options"], content["writer"]
-    except (OSError, ValueError, KeyError):
+        index = read_index(folder)
+        list_shards(folder)
+    except Sr3dError:
         return False
-    expected = {**options, "source": "procedural", "kind": None}
-    return writer == f"sr3d {dict(versions())['sr3d']}" and all(found.get(k) == v for k, v in expected.items())
+    found = index.options.get("converter", {})
+    return index.writer == writer() and all(found.get(k) == v for k, v in options.items())
 
 
 def train(config: DemoConfig) -> Trained:
@@ -220,17 +220,8 @@ def train(config: DemoConfig) -> Trained:
 
 def test_batches(config: DemoConfig, factor: int) -> list[Batch]:
     """Every test clip: its ends as inputs, views spread between them as targets."""
-    clips = ShardDataset(config.output / "shards" / "test")
-    spread = ClipBatches(
-        clips,
-        factor=factor,
-        context_views=2,
-        target_views=min(config.targets, config.views - 2),
-        batch_size=1,
-        random_views=False,
-        seed=config.seed,
-    )
-    return list(spread)
+    views = ViewConfig(target=min(config.targets, config.views - 2))
+    return list(ClipBatches(config.output / "shards" / "test", BatchConfig(factor=factor, views=views), shuffle=False))
 
 
 def evaluate_capture(

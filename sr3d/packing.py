@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib.metadata import entry_points
 from inspect import getdoc
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,8 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from sr3d.datasets.converter import ClipOptions, Converter, Split
+from sr3d.datasets.converter import ClipOptions, Converter, Split, converters, find_converter
 from sr3d.datasets.pack import PackConfig, Packed, pack
-from sr3d.errors import Sr3dError
-
-_GROUP = "sr3d.converters"
-
-
-def converters() -> dict[str, type[Any]]:
-    """The converters that are installed: source → class, in alphabetical order.
-
-    Raises:
-        Sr3dError: One of them cannot be loaded.
-    """
-    out: dict[str, type[Any]] = {}
-    for point in sorted(entry_points(group=_GROUP), key=lambda p: p.name):
-        try:
-            out[point.name] = point.load()
-        except (ImportError, AttributeError) as error:
-            raise Sr3dError(point.value, f"converter {point.name}", error, "an importable class") from error
-    return out
 
 
 def build_parser() -> ArgumentParser:
@@ -40,7 +21,8 @@ def build_parser() -> ArgumentParser:
     summary = "Convert a data set into training shards (docs/shards.md, data/README.md)."
     parser = ArgumentParser(prog="sr3d pack", description=summary, allow_abbrev=False)
     commands = parser.add_subcommands(dest="source")
-    for name, cls in converters().items():
+    for name in converters():
+        cls = find_converter(name)
         text = (getdoc(cls) or "").splitlines()[0]
         commands.add_subcommand(name, _source_parser(cls, text), help=text)
     return parser
@@ -67,7 +49,7 @@ def main(words: Sequence[str]) -> None:
     """
     parsed = build_parser().parse_args(list(words))
     given = parsed[parsed.source].as_dict()
-    cls = converters()[parsed.source]
+    cls = find_converter(parsed.source)
     converter = _pick(cls, given)
     own = {f.name for f in fields(cls)}
     rest = {k: v for k, v in given.items() if k not in own}

@@ -103,21 +103,13 @@ def _batches(data: Path, config: CaptureConfig) -> tuple[list[Batch], dict[str, 
     from dataclasses import asdict
 
     from sr3d.capture import capture_batches, read_capture
-    from sr3d.datasets.datamodule import ClipBatches
-    from sr3d.datasets.shards import ShardDataset
+    from sr3d.datasets.reader import BatchConfig, ClipBatches
+    from sr3d.datasets.views import ViewConfig
 
     if (data / "index.json").is_file() or data.suffix == ".tar":
-        clips = ShardDataset(data)
-        spread = ClipBatches(
-            clips,
-            factor=config.factor,
-            context_views=2,
-            target_views=config.targets,
-            batch_size=1,
-            random_views=False,
-            seed=0,
-        )
-        return list(spread), {"inputs": "first and last view of every clip", "targets": config.targets}
+        chosen = BatchConfig(factor=config.factor, views=ViewConfig(target=config.targets))
+        protocol = {"inputs": "first and last view of every clip", "targets": config.targets}
+        return list(ClipBatches(data, chosen, shuffle=False)), protocol
     capture = read_capture(data, config)
     protocol = {"typical_depth": capture.depth, "pairs": [asdict(p) for p in capture.pairs], "rule": asdict(config)}
     return list(capture_batches(capture, config)), protocol

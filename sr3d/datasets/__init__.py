@@ -3,7 +3,8 @@
 from sr3d.datasets.batch import Batch, make_batch, reduce_scene
 from sr3d.datasets.layout import CLASSES
 from sr3d.datasets.procedural import pack_procedural
-from sr3d.datasets.shards import ShardDataset, write_shards
+from sr3d.datasets.reader import ShardDataset
+from sr3d.datasets.shards import write_shards
 from sr3d.datasets.world import World
 
 __all__ = [

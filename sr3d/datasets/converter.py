@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -25,6 +26,7 @@ from sr3d.io.frames import Frame, decode_frame, decode_maps, snap
 Split = Literal["train", "validation", "test", "all"]
 T = TypeVar("T")
 _MOST_EXAMPLES = 20
+_GROUP = "sr3d.converters"  # entry points: other packages can add converters
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -144,6 +146,27 @@ class Converter(Protocol):
             Sr3dError: The entry is unusable; the caller counts it as a dropped scene ("damaged") with this message.
         """
         ...
+
+
+def converters() -> list[str]:
+    """Names of the converters that are installed, in alphabetical order."""
+    return sorted(entry_points(group=_GROUP).names)
+
+
+def find_converter(name: str) -> type[Any]:
+    """The class of a converter.
+
+    Raises:
+        Sr3dError: There is none of this name, or it cannot be loaded.
+    """
+    points = entry_points(group=_GROUP, name=name)
+    if not points:
+        raise Sr3dError("sr3d pack", "source", repr(name), ", ".join(converters()))
+    point = next(iter(points))
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise Sr3dError(point.value, f"converter {name}", error, "an importable class") from error
 
 
 def split_of(name: str) -> Split:

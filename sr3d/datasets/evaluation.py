@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sr3d.datasets.batch import Batch, make_batch
+from sr3d.datasets.batch import Batch, make_batch, resize_scene
 from sr3d.datasets.degrade import DegradeConfig
 from sr3d.datasets.sample import StoredClip
 from sr3d.datasets.views import ViewConfig, choose_views, view_problem
@@ -148,6 +148,7 @@ def indexed_batches(
     factor: int | float,
     config: DegradeConfig | None = None,
     seed: int = 0,
+    image_size: tuple[int, int] | None = None,
     sha256: str | None = None,
 ) -> Iterator[Batch]:
     """A batch [1, ...] for every item of an index, in its order. Only the views of the item are decoded.
@@ -163,6 +164,7 @@ def indexed_batches(
         config: How they are reduced; see `make_batch`.
         seed: Of random degradations. An item's own one follows from it and the clip's name: it is the same in any
             part of the index.
+        image_size: Width and height that all views are cropped and resized to first; None: as stored.
         sha256: Of the `index.json` of the shards; compared where the index knows its own.
 
     Raises:
@@ -173,7 +175,7 @@ def indexed_batches(
         found, expected = f"index.json with SHA-256 {sha256[:16]}...", f"{index.sha256[:16]}... as the index was made"
         raise Sr3dError("sr3d.datasets.indexed_batches", "shards", found, expected)
     stored = _stored_names(index, set(names))
-    return (_batch(item, lookup(stored[item.clip]), factor, config, seed) for item in index.items)
+    return (_batch(item, lookup(stored[item.clip]), factor, config, seed, image_size) for item in index.items)
 
 
 def _stored_names(index: EvaluationIndex, names: set[str]) -> dict[str, str]:
@@ -203,7 +205,8 @@ def _batch(
     place = {view: i for i, view in enumerate(views)}
     context, target = ([place[v] for v in chosen] for chosen in (item.context, item.target))
     own = int.from_bytes(hashlib.sha256(f"{seed} {item.clip}".encode()).digest()[:8], "big")
-    return Batch.stack([make_batch(clip.scene(views), context, target, factor, config, own, anywhere=True)])
+    scene = clip.scene(views) if image_size is None else resize_scene(clip.scene(views), image_size)
+    return Batch.stack([make_batch(scene, context, target, factor, config, own, anywhere=True)])
 
 
 def _own(path: Path, content: dict[str, Any]) -> EvaluationIndex:

@@ -1,7 +1,7 @@
 """Which clip is read when: pure functions of (seed, epoch, rank), so that a run can be resumed anywhere.
 
-The clips of a data set are numbered through its shards. Shuffled, every epoch is another permutation that stays local:
-whole shards in random order, clips mixed within windows of neighbouring shards. Each process takes a stretch of it, so
+The clips of a data set are numbered through its shards. Every epoch is another permutation that stays local: whole
+shards in random order, clips mixed within windows of neighbouring shards. Each process takes a stretch of it, so
 that it reads (and fetches) few shards.
 """
 
@@ -17,18 +17,15 @@ from sr3d.errors import Sr3dError
 _WINDOW = 4096  # clips that are mixed with each other, at least
 
 
-def epoch_order(counts: Sequence[int], seed: int, epoch: int, shuffle: bool) -> Int64[np.ndarray, " n"]:
-    """Clip numbers of one epoch of one data set, all of them once.
+def epoch_order(counts: Sequence[int], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
+    """Clip numbers of one epoch of one data set, shuffled, all of them once.
 
     Args:
         counts: Clips per shard.
         seed: Of the shuffling.
         epoch: Counts from 0; every one has an order of its own.
-        shuffle: Else the stored order.
     """
     ends = np.cumsum(counts)
-    if not shuffle:
-        return np.arange(ends[-1], dtype=np.int64)
     rng = np.random.default_rng([seed, epoch])
     parts: list[Int64[np.ndarray, " m"]] = []
     window: list[Int64[np.ndarray, " m"]] = []
@@ -77,7 +74,6 @@ def rank_order(
     epoch: int,
     rank: int,
     world: int,
-    shuffle: bool,
     source: str,
 ) -> Int64[np.ndarray, "n 3"]:
     """What one process reads in one epoch: rows of (data set, its own epoch, clip number).
@@ -89,7 +85,6 @@ def rank_order(
         epoch: Counts from 0.
         rank: Of this process.
         world: Number of processes.
-        shuffle: Else the stored order, one data set after the other.
         source: Named in errors.
 
     Raises:
@@ -105,10 +100,10 @@ def rank_order(
         own = positions // size
         clips = np.empty_like(positions)
         for turn in np.unique(own):
-            order = epoch_order(counts[number], _mix(seed, number), int(turn), shuffle)
+            order = epoch_order(counts[number], _mix(seed, number), int(turn))
             clips[own == turn] = order[positions[own == turn] % size]
         parts.append(np.stack([np.full_like(positions, number), own, clips], axis=1))
-    if not shuffle or len(parts) == 1:
+    if len(parts) == 1:
         return np.concatenate(parts)
     # Which data set comes when is drawn; within each the order stays.
     labels = np.repeat(np.arange(len(parts)), [len(p) for p in parts])

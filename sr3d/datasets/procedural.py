@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from sr3d.datasets.layout import CLASSES
-from sr3d.datasets.shards import write_shards
-from sr3d.datasets.world import Kind, World
+from sr3d.datasets.converter import find_converter
+from sr3d.datasets.pack import PackConfig, pack
+from sr3d.datasets.world import Kind
 from sr3d.errors import Sr3dError
-from sr3d.scene import Scene
 
 Split = Literal["train", "validation", "test"]
 _MAX_SCENES = 1_000_000
@@ -40,42 +36,28 @@ def pack_procedural(
     seed: int = 0,
     split: Split = "train",
     kind: Kind | None = None,
+    workers: int = 1,
     progress: bool = True,
 ) -> Path:
     """Render procedural worlds, one clip each, and write them as shards.
 
     Args:
-        folder: Made if missing; must not hold shards yet.
+        folder: Made if missing; completed if it was begun before, with the same options.
         scenes: Number of worlds.
         views: Views per clip, along a short path; the first and the last see most of what the others see.
         size: Width and height in pixels.
         seed: Of the whole set.
         split: Worlds of different splits never share a seed.
         kind: "room" or "table"; both if None.
+        workers: Processes; 0 takes one per core.
         progress: Show a bar with the time left.
 
     Returns:
         Path of the index.
 
     Raises:
-        Sr3dError: See `write_shards`, `World.generate` and `World.sample_cameras`.
+        Sr3dError: See `sr3d.datasets.pack.pack`.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    options = {
-        "source": "procedural",
-        "scenes": scenes,
-        "views": views,
-        "size": size,
-        "seed": seed,
-        "split": split,
-        "kind": kind,
-        "classes": list(CLASSES),
-    }
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), disable=not progress) as bar:
-
-        def clips() -> Iterator[Scene]:
-            for i in bar.track(range(scenes), description=f"{split} worlds"):
-                world = World.generate(world_seed(seed, i, split), kind)
-                yield world.render(world.sample_cameras(views, size, size))
-
-        return write_shards(clips(), folder, options=options)
+    converter = find_converter("procedural")(scenes=scenes, views=views, size=size, seed=seed, kind=kind)
+    config = PackConfig(workers=workers)
+    return pack(converter, ".", folder, split=split, config=config, progress=progress).path

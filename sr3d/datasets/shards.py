@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import webdataset as wds
 
@@ -22,7 +22,7 @@ from sr3d.datasets.index import FILE, Index, ShardEntry, parse_index
 from sr3d.datasets.sample import StoredClip, encode_sample
 from sr3d.datasets.tar import BLOCK, samples
 from sr3d.errors import Sr3dError
-from sr3d.io.remote import Counters, RemoteConfig, expand, fetch, is_remote, join, read_bytes
+from sr3d.io.remote import Counters, RemoteConfig, expand, fetch_open, is_remote, join, read_bytes
 from sr3d.scene import Scene
 
 _INDEX_BYTES = 1 << 30
@@ -207,12 +207,13 @@ def read_clips(shard: Shard, remote: RemoteConfig | None = None) -> Iterator[Sto
         Sr3dError: The file is no tar file, is cut short, has a member of another name than this format's, or has
             another number of clips than the index says.
     """
-    path, count = local_path(shard, remote or RemoteConfig()), 0
-    for _, key, members in samples(_mapped(path), str(path)):
+    count = 0
+    for _, key, members in samples(_mapped(shard, remote or RemoteConfig()), shard.url):
         count += 1
-        yield StoredClip(members, str(path), key)
+        yield StoredClip(members, shard.url, key)
     if not count or (shard.entry is not None and count != shard.entry.clips):
-        raise Sr3dError(path, "clips", count, "1 or more" if shard.entry is None else f"{shard.entry.clips} (index)")
+        expected = "1 or more" if shard.entry is None else f"{shard.entry.clips} (index.json)"
+        raise Sr3dError(shard.url, "clips", count, expected)
 
 
 class ShardReader:
@@ -240,42 +241,39 @@ class ShardReader:
             Sr3dError: The shard cannot be fetched, or is damaged.
         """
         offsets, last = self._offsets[shard], clip + 1 == len(self._offsets[shard])
-        path = local_path(self.shards[shard], self.remote, self.counters)
-        try:
-            with open(path, "rb") as file:
-                file.seek(offsets[clip])
-                data = file.read() if last else file.read(offsets[clip + 1] - offsets[clip]) + bytes(BLOCK)
-        except OSError as error:
-            raise Sr3dError(path, "tar file", error.strerror or error, "a readable tar file") from None
-        found = next(samples(memoryview(data), str(path)), None)
+        url, start = self.shards[shard].url, offsets[clip]
+        with _open(self.shards[shard], self.remote, self.counters) as file:
+            file.seek(start)
+            data = file.read() if last else file.read(offsets[clip + 1] - start) + bytes(BLOCK)
+        found = next(samples(memoryview(data), url), None)
         if found is None:
-            raise Sr3dError(path, f"sample at byte {offsets[clip]}", "nothing", "a clip (index)")
-        return StoredClip(found[2], str(path), found[1])
+            raise Sr3dError(url, f"sample at byte {start}", "nothing", "a clip (index.json)")
+        return StoredClip(found[2], url, found[1])
 
     def _walk(self, shard: Shard) -> list[int]:
-        path = local_path(shard, self.remote, self.counters)
-        return [offset for offset, _, _ in samples(_mapped(path), str(path))]
+        return [offset for offset, _, _ in samples(_mapped(shard, self.remote, self.counters), shard.url)]
 
 
-def local_path(shard: Shard, remote: RemoteConfig, counters: Counters | None = None) -> Path:
-    """The file of a shard: itself, or its whole and verified copy in the cache.
-
-    Raises:
-        Sr3dError: It cannot be fetched, or is not what the index says.
-    """
-    if not is_remote(shard.url):
-        return Path(shard.url)
-    size, digest = (shard.entry.bytes, shard.entry.sha256) if shard.entry else (None, None)
-    return fetch(shard.url, remote, size=size, sha256=digest, counters=counters)
-
-
-def _mapped(path: Path) -> memoryview:
-    """The bytes of a file, not copied; it is closed when nobody looks at them any more."""
+def _open(shard: Shard, remote: RemoteConfig, counters: Counters | None = None) -> BinaryIO:
+    """The file of a shard: itself, or its whole and verified copy in the cache."""
+    if is_remote(shard.url):
+        size, digest = (shard.entry.bytes, shard.entry.sha256) if shard.entry else (None, None)
+        return fetch_open(shard.url, remote, size=size, sha256=digest, counters=counters)
     try:
-        with open(path, "rb") as file:
+        return Path(shard.url).open("rb")
+    except OSError as error:
+        raise Sr3dError(shard.url, "tar file", error.strerror or error, "a readable tar file") from None
+
+
+def _mapped(shard: Shard, remote: RemoteConfig, counters: Counters | None = None) -> memoryview:
+    """The bytes of a shard, not copied; they are given back when nobody looks at them any more."""
+    try:
+        with _open(shard, remote, counters) as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:
-        raise Sr3dError(path, "tar file", f"{type(error).__name__}: {error}", "a readable tar file") from None
+        if isinstance(error, Sr3dError):
+            raise
+        raise Sr3dError(shard.url, "tar file", f"{type(error).__name__}: {error}", "a readable tar file") from None
 
 
 def _check_whole(path: Path, entry: ShardEntry | None) -> None:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from sr3d import Cameras, Scene, Sr3dError
 from sr3d.datasets import CLASSES, Batch, World, make_batch, reduce_scene, write_shards
 from sr3d.datasets.datamodule import ClipDataModule
+from sr3d.datasets.views import ViewConfig
 
 SIZE, VIEWS = 16, 7
 
@@ -112,13 +114,14 @@ def test_sizes_that_cannot_be_reduced(factor: int) -> None:
         reduce_scene(_clip(0), factor)
 
 
-def _module(folder: Path, **values: object) -> ClipDataModule:
-    options = {"factor": 4, "target_views": 2, "batch_size": 2, "seed": 1, **values}
-    return ClipDataModule(str(folder), str(folder), **options)  # type: ignore[arg-type]
+def _module(folder: Path, *, seed: int = 1, batch_size: int = 2, workers: int = 0, **views: Any) -> ClipDataModule:
+    config = ViewConfig(**views)
+    paths = str(folder), str(folder)
+    return ClipDataModule(*paths, factor=4, views=config, batch_size=batch_size, workers=workers, seed=seed)
 
 
-def _signature(batches: Iterator[Batch] | object) -> list[object]:
-    return [(b.target.name, _views(b.high), _views(b.target)) for b in batches]  # type: ignore[attr-defined]
+def _signature(batches: Iterable[Batch]) -> list[tuple[str, list[list[int]], list[list[int]]]]:
+    return [(b.target.name, _views(b.high), _views(b.target)) for b in batches]
 
 
 def test_training_batches(folder: Path) -> None:
@@ -144,26 +147,26 @@ def test_same_seed_same_batches(folder: Path) -> None:
 
 
 def test_two_workers_read_every_clip_once_and_go_on_to_another_order(folder: Path) -> None:
-    loader = _module(folder, workers=2, cache=True, batch_size=1).train_dataloader()
+    loader = _module(folder, workers=2, batch_size=1).train_dataloader()
     epochs = [_signature(loader), _signature(loader)]
     for epoch in epochs:
-        assert sorted(name for name, _, _ in epoch) == [f"clip{i}" for i in range(6)]  # type: ignore[misc]
+        assert sorted(name for name, _, _ in epoch) == [f"clip{i}" for i in range(6)]
     assert epochs[0] != epochs[1]
     assert epochs == [
-        _signature(again := _module(folder, workers=2, cache=True, batch_size=1).train_dataloader()),
+        _signature(again := _module(folder, workers=2, batch_size=1).train_dataloader()),
         _signature(again),
     ]
 
 
 def test_validation_is_the_same_every_time(folder: Path) -> None:
-    loader = _module(folder, context_views=(2, 4)).val_dataloader()
+    loader = _module(folder, context=(2, 4)).val_dataloader()
     epochs = [_signature(loader), _signature(loader)]
     assert epochs[0] == epochs[1]
     assert epochs[0][0] == ("clip0, clip1", [[0, 6], [0, 6]], [[2, 4], [2, 4]])
 
 
 def test_number_of_inputs_varies_from_batch_to_batch(folder: Path) -> None:
-    loader = _module(folder, context_views=(1, 4)).train_dataloader()
+    loader = _module(folder, context=(1, 4)).train_dataloader()
     counts = set()
     for batch in [b for _ in range(6) for b in loader]:
         counts.add(batch.context.images.shape[1])
@@ -173,9 +176,15 @@ def test_number_of_inputs_varies_from_batch_to_batch(folder: Path) -> None:
     assert counts == {1, 2, 3, 4}
 
 
+def test_clips_without_enough_views_are_counted_and_fail_only_where_all_are_needed(folder: Path) -> None:
+    assert _module(folder, target=5).train_dataloader().batches.unfit == 0
+    for loader in (_module(folder, target=6).train_dataloader(), _module(folder, target=6).val_dataloader()):
+        with pytest.raises(Sr3dError, match=r"clip\d: views: found 7; expected at least 8"):
+            list(loader)
+        assert loader.batches.unfit > 0
+
+
 def test_unusable_settings(folder: Path) -> None:
-    for bad in ({"context_views": 0}, {"context_views": (3, 2)}, {"target_views": 0}, {"batch_size": 0}, {"factor": 0}):
-        with pytest.raises(Sr3dError, match=next(iter(bad))):
-            _module(folder, **bad).train_dataloader()
-    with pytest.raises(Sr3dError, match=r"clip\d: views: found 7; expected at least 8"):
-        list(_module(folder, target_views=6).train_dataloader())
+    for name, values in (("context", {"context": 0}), ("target", {"target": 0}), ("batch_size", {"batch_size": 0})):
+        with pytest.raises(Sr3dError, match=name):
+            _module(folder, **values)

@@ -163,6 +163,8 @@ def test_batches_in_the_order_of_the_index() -> None:
     assert batches[0].context.images.shape == (1, 2, 4, 4, 3) and batches[3].context.images.shape == (1, 1, 4, 4, 3)
     stored = CLIPS["a"].cameras.index([3, 1])
     torch.testing.assert_close(batches[1].high.posed().world_to_cam[0].double(), stored.world_to_cam)
+    small = next(indexed_batches(index, CLIPS, CLIPS.__getitem__, 2, image_size=(12, 8)))
+    assert small.target.images.shape == (1, 2, 8, 12, 3) and small.context.images.shape == (1, 2, 4, 6, 3)
     index.check_complete(len(batches))
     for wrong in (3, 5):
         with pytest.raises(Sr3dError, match=f"items evaluated: found {wrong}; expected 4"):

@@ -12,41 +12,31 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+import webdataset as wds
+from stored import H, V, W, write_eleven
+from stored import clip as _clip
 
-from sr3d import Cameras, Scene, Sr3dError
+from sr3d import Gaussians, Scene, Sr3dError
 from sr3d.datasets import ShardDataset, World, pack_procedural, write_shards
-from sr3d.datasets.clip import decode_clip, encode_clip
+from sr3d.datasets.clip import encode_image, scene_clip
+from sr3d.datasets.index import FILE
 from sr3d.datasets.procedural import world_seed
-from sr3d.datasets.shards import list_shards, read_samples
-
-H, W, V = 12, 16, 3
-
-
-def _clip(number: int, dtype: torch.dtype = torch.float32) -> Scene:
-    g = torch.Generator().manual_seed(number)
-    pose = torch.eye(4, dtype=dtype).repeat(V, 1, 1)
-    pose[:, :3, 3] = torch.randn(V, 3, generator=g, dtype=dtype)
-    K = torch.tensor([[20.0, 0, 8.25], [0, 21, 6], [0, 0, 1]], dtype=dtype).repeat(V, 1, 1) + 0
-    K[:, 0, 0] += torch.rand(V, generator=g, dtype=dtype)
-    depths = 0.3 + 6 * torch.rand(V, H, W, generator=g)
-    depths[0, 0, :3] = 0
-    return Scene(
-        images=torch.randint(0, 256, (V, H, W, 3), generator=g) / 255,
-        cameras=Cameras(world_to_cam=pose, K=K, width=W, height=H),
-        depths=depths,
-        labels=torch.randint(0, 300 if number % 2 else 9, (V, H, W), generator=g),
-        name=f"clip {number}/a.b",
-    )
+from sr3d.datasets.sample import StoredClip, encode_sample
+from sr3d.datasets.shards import list_shards, read_clips, read_index
+from sr3d.lod import Lod
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven clips in four tar files."""
+    """Eleven clips in several tar files."""
     out = tmp_path_factory.mktemp("shards")
-    write_shards((_clip(i) for i in range(11)), out, shard_bytes=25_000, options={"made": "for a test"})
-    assert len(list(out.glob("*.tar"))) == 4
+    write_eleven(out)
+    assert len(list(out.glob("*.tar"))) >= 3
     return out
+
+
+SHARD = "shard-000000-00.tar"
+KEY = "000000-0000"
 
 
 def _names(clips: object) -> list[str]:
@@ -71,9 +61,12 @@ def test_round_trip(folder: Path) -> None:
 
 def test_cameras_are_stored_in_double_precision() -> None:
     truth = _clip(3, torch.float64)
-    head = json.loads(encode_clip(truth)["cameras.json"])
+    members = encode_sample(scene_clip(truth))
+    head = json.loads(members["clip.json"])
     assert head["world_to_cam"] == truth.posed().world_to_cam.tolist()
     assert head["K"] == truth.posed().K.tolist()
+    stored = StoredClip(members, "memory", "0").cameras
+    assert torch.equal(stored.world_to_cam, truth.posed().world_to_cam) and torch.equal(stored.K, truth.posed().K)
 
 
 def test_jpg_and_clips_without_depth_and_labels(tmp_path: Path) -> None:
@@ -87,14 +80,16 @@ def test_jpg_and_clips_without_depth_and_labels(tmp_path: Path) -> None:
 
 def test_index(folder: Path, tmp_path: Path) -> None:
     index = json.loads((folder / "index.json").read_text())
-    assert index["clips"] == 11 and index["options"]["made"] == "for a test"
+    assert index["clips"] == 11 and index["views"] == 33 and index["options"]["made"] == "for a test"
     for entry in index["shards"]:
         data = (folder / entry["file"]).read_bytes()
         assert entry["bytes"] == len(data) and entry["sha256"] == hashlib.sha256(data).hexdigest()
-        assert entry["clips"] == len(entry["names"])
+        assert entry["clips"] == len(entry["names"]) == len(entry["offsets"])
+        for offset, name in zip(entry["offsets"], entry["names"]):
+            assert data[offset:].startswith(KEY[:9].encode()) and name.encode() in data[offset : offset + 14_000]
     assert sorted(os.listdir(folder)) == sorted([*(e["file"] for e in index["shards"]), "index.json"])
     # The same clips give the same bytes.
-    write_shards((_clip(i) for i in range(11)), tmp_path / "again", shard_bytes=25_000)
+    write_eleven(tmp_path / "again")
     again = json.loads((tmp_path / "again" / "index.json").read_text())
     assert again["shards"] == index["shards"]
 
@@ -123,58 +118,10 @@ def test_writing_refuses(folder: Path, tmp_path: Path) -> None:
         write_shards([bad], tmp_path / "c")
 
 
-def test_order_follows_seed_and_epoch(folder: Path) -> None:
-    data = ShardDataset(folder, shuffle=True, seed=1)
-    first, second = _names(data), _names(data)
-    assert sorted(first) == sorted(second) == sorted(_names(ShardDataset(folder)))
-    assert first != second
-    assert _names(ShardDataset(folder, shuffle=True, seed=1)) == first
-    assert _names(ShardDataset(folder, shuffle=True, seed=1, epoch=1)) == second
-    assert _names(ShardDataset(folder, shuffle=True, seed=2)) != first
-    kept = ShardDataset(folder, shuffle=True, seed=1, cache=True)
-    before, after = list(kept), list(kept)
-    assert _names(before) != _names(after)
-    by_name = {c.name: c.images for c in before}
-    assert all(torch.equal(by_name[c.name], c.images) for c in after)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_processes_and_workers_share_the_clips(
-    folder: Path, world_size: int, workers: int, shuffle: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world_size)
-    seen: list[str] = []
-    even: list[int] = []
-    even_names: list[str] = []
-    for rank in range(world_size):
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        seen += _names(DataLoader(ShardDataset(folder, shuffle=shuffle), batch_size=None, num_workers=workers))
-        same = ShardDataset(folder, shuffle=shuffle, even=True)
-        part = _names(DataLoader(same, batch_size=None, num_workers=workers))
-        even.append(len(part))
-        even_names += sorted(set(part))
-    assert sorted(seen) == sorted(f"clip {i}/a.b" for i in range(11))
-    assert len(set(even)) == 1 and even[0] >= 11 // (world_size * max(1, workers))
-    assert len(set(even_names)) == len(even_names)
-
-
-def test_a_cached_part_stays_with_its_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
-    kept, drawn = ShardDataset(folder, shuffle=True, cache=True), ShardDataset(folder, shuffle=True)
-    orders = [_names(kept) for _ in range(4)]
-    assert len({frozenset(o) for o in orders}) == 1 and len({tuple(o) for o in orders}) > 1
-    assert len({frozenset(_names(drawn)) for _ in range(4)}) > 1
-
-
 def _rewritten(folder: Path, tmp_path: Path, change: Callable[[str, bytes], tuple[str, bytes] | None]) -> Path:
     """The first tar file with every member passed through `change`, without an index."""
     out = tmp_path / "changed.tar"
-    with tarfile.open(folder / "shard-000000.tar") as old, tarfile.open(out, "w") as new:
+    with tarfile.open(folder / SHARD) as old, tarfile.open(out, "w") as new:
         for member in old:
             file = old.extractfile(member)
             assert file is not None
@@ -209,22 +156,25 @@ def _edit(**values: object) -> Callable[[str, bytes], tuple[str, bytes]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_swap(".001.png", None), r"00000000\.001\.png: found missing"),
+        (_swap(".001.png", None), r"000000-0000\.001\.png: found missing"),
         (_swap(".001.depth.png", None), r"001\.depth\.png: found missing"),
         (_swap(".002.labels.png", None), r"002\.labels\.png: found missing"),
-        (_swap(".cameras.json", None), r"00000000\.cameras\.json: found missing"),
-        (_swap(".001.png", b"not an image"), r"001\.png: found 12 bytes that are no image"),
+        (_swap(".clip.json", None), r"000000-0000\.clip\.json: found missing"),
+        (_swap(".001.png", b"not an image"), r"001\.png: found 12 bytes without the end of a PNG"),
+        (_swap(".001.png", b"not an imageIEND\xaeB`\x82"), r"001\.png: found 20 bytes that are no image"),
         (_swap(".001.png", b""), r"001\.png: found 0 bytes"),
         (_swap(".001.png", _png((H, W + 1, 3))), rf"001\.png: found {W + 1}x{H}.*expected {W}x{H}"),
         (_swap(".001.depth.png", _png((H, W, 3))), r"001\.depth\.png: found .* 3 channels"),
-        (_swap(".cameras.json", b"{"), r"cameras\.json: found JSONDecodeError"),
-        (_swap(".cameras.json", b"[]"), r"cameras\.json: found list"),
-        (_edit(width=-1), r"cameras\.json: width: found -1"),
-        (_edit(views=10**9), r"cameras\.json: views"),
-        (_edit(depth_unit="inf"), r"cameras\.json: depth_unit"),
-        (_edit(image_format="exe"), r"cameras\.json: image_format"),
-        (_edit(K=[[1, 2], [3]]), r"cameras\.json: K: found shape"),
-        (_edit(world_to_cam=[[[1.0] * 4] * 4] * V), r"pose of 00000000 view 0"),
+        (_swap(".clip.json", b"{"), r"clip\.json: found JSONDecodeError"),
+        (_swap(".clip.json", b"[]"), r"clip\.json: found list"),
+        (_edit(width=-1), r"clip\.json: width: found -1"),
+        (_edit(version=1), r"clip\.json: version: found 1; expected 2: pack the data again"),
+        (_edit(frames=[]), r"clip\.json: frames"),
+        (_edit(depth_unit="inf"), r"clip\.json: depth_unit"),
+        (_edit(depth_unit=[1, 1]), r"clip\.json: depth_unit"),
+        (_edit(images=["exe"] * V), r"clip\.json: images"),
+        (_edit(K=[[1, 2], [3]]), r"clip\.json: K: found shape"),
+        (_edit(world_to_cam=[[[1.0] * 4] * 4] * V), r"pose of 000000-0000 view 0"),
         (lambda name, data: ("../../" + name, data), r"member: found '\.\./\.\./0"),
         (lambda name, data: ("/etc/" + name, data), r"member: found '/etc"),
         (lambda name, data: (name.replace(".png", ".pyd"), data), r"member: found .*pyd"),
@@ -247,8 +197,8 @@ def test_nothing_is_unpacked_or_executed(folder: Path, tmp_path: Path) -> None:
         list(ShardDataset(path))
     assert sorted(tmp_path.rglob("*")) == sorted([*before, path])
     assert not (tmp_path.parent / "escaped.000.png").exists()
-    # A pipe, which webdataset would run as a command, is a file name like any other here.
-    with pytest.raises(Sr3dError, match="No such file"):
+    # A pipe, which webdataset would run as a command, is refused.
+    with pytest.raises(Sr3dError, match="pipe:.*expected http"):
         list(ShardDataset(f"pipe:touch {tmp_path}/ran;.tar"))
     assert not (tmp_path / "ran").exists()
 
@@ -256,14 +206,14 @@ def test_nothing_is_unpacked_or_executed(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0, 100, 5000, -10240, -20000])
 @pytest.mark.parametrize("indexed", [False, True])
 def test_truncated_tar(folder: Path, tmp_path: Path, keep: int, indexed: bool) -> None:
-    name = "shard-000000.tar"
+    name = SHARD
     data = (folder / name).read_bytes()
     (tmp_path / name).write_bytes(data[:keep])
     if indexed:
         index = json.loads((folder / "index.json").read_text())
         index["shards"] = index["shards"][:1]
         (tmp_path / "index.json").write_text(json.dumps(index))
-    with pytest.raises(Sr3dError, match=r"shard-000000\.tar: (size|tar file): found") as caught:
+    with pytest.raises(Sr3dError, match=r"shard-000000-00\.tar: (size|tar file): found") as caught:
         list(ShardDataset(tmp_path if indexed else tmp_path / name))
     assert caught.value.source == str(tmp_path / name)
 
@@ -271,34 +221,66 @@ def test_truncated_tar(folder: Path, tmp_path: Path, keep: int, indexed: bool) -
 def test_garbage_of_the_right_size(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(b"x" * 9216 + bytes(1024))
-    with pytest.raises(Sr3dError, match="tar file: found ReadError"):
+    with pytest.raises(Sr3dError, match="tar file: found (no header|a damaged header)"):
         list(ShardDataset(path))
 
 
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_only_plain_files(tmp_path: Path, kind: bytes) -> None:
+    info = tarfile.TarInfo(f"{KEY}.clip.json")
+    info.type, info.linkname = kind, "/etc/passwd"
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(info)
+    with pytest.raises(Sr3dError, match=r"member: found .*(link|folder|special).*plain files only"):
+        list(ShardDataset(tmp_path / "a.tar"))
+
+
+def test_samples_out_of_order_and_twice(folder: Path, tmp_path: Path) -> None:
+    members = [(f"{key}.clip.json", b"{}") for key in ("a", "b", "a")]
+    for names, message in ((members, "together"), ([members[0]] * 2, "twice")):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for name, data in names:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        with pytest.raises(Sr3dError, match=message):
+            list(ShardDataset(tmp_path / "a.tar"))
+
+
+def _entry(**values: object) -> dict[str, object]:
+    return {"file": "x.tar", "bytes": 9, "views": 3, "sha256": "0" * 64, "offsets": [0], "names": ["a"], "scenes": ["a"],
+            **values}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("changes", "message"),
     [
-        ("{", "content: found JSONDecodeError"),
-        ("[]", "format"),
-        ('{"format": "sr3d-shards", "version": 9}', "format"),
-        ('{"format": "sr3d-shards", "version": 1, "shards": []}', "shards: found"),
-        ('{"format": "sr3d-shards", "version": 1, "shards": [3]}', r"shards\[0\]\.file"),
-        (
-            '{"format": "sr3d-shards", "version": 1, "shards": [{"file": "../x.tar", "clips": 1, "bytes": 1}]}',
-            r"shards\[0\]\.file: found '\.\./x\.tar'",
-        ),
-        (
-            '{"format": "sr3d-shards", "version": 1, "shards": [{"file": "x.tar", "clips": 0, "bytes": 1}]}',
-            r"shards\[0\]\.clips",
-        ),
-        (
-            '{"format": "sr3d-shards", "version": 1, "shards": [{"file": "x.tar", "clips": 1, "bytes": 1}]}',
-            r"x\.tar: tar file: found No such file",
-        ),
+        ({"format": "x"}, "format"),
+        ({"version": 1}, "version: found 1; expected 2: pack the data again"),
+        ({"licence": None}, "licence"),
+        ({"options": []}, "options"),
+        ({"shards": []}, "shards: found"),
+        ({"shards": [3]}, "shards: found"),
+        ({"shards": [_entry(file="../x.tar")]}, r"shards\[0\]\.file: found '\.\./x\.tar'"),
+        ({"shards": [_entry(bytes=0)]}, r"shards\[0\]\.bytes"),
+        ({"shards": [_entry(sha256="00")]}, r"shards\[0\]\.sha256"),
+        ({"shards": [_entry(names=[])]}, r"shards\[0\]\.names"),
+        ({"shards": [_entry(names=["a", "b"])]}, r"shards\[0\]: found .*one entry for every clip"),
+        ({"shards": [_entry(offsets=[10])]}, r"shards\[0\]\.offsets"),
+        ({"shards": [_entry(offsets=[0.5])]}, r"shards\[0\]\.offsets"),
+        ({"shards": [_entry()]}, r"x\.tar: tar file: found No such file"),
     ],
 )
-def test_broken_index(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "index.json").write_text(text)
+def test_broken_index(folder: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    index = json.loads((folder / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps(index | changes))
+    with pytest.raises(Sr3dError, match=message):
+        ShardDataset(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "content: found JSONDecodeError"), ("[]", "format")])
+def test_an_index_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / FILE).write_text(text)
     with pytest.raises(Sr3dError, match=message):
         ShardDataset(tmp_path)
 
@@ -306,30 +288,103 @@ def test_broken_index(tmp_path: Path, text: str, message: str) -> None:
 def test_missing_index_and_wrong_count(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(Sr3dError, match=r"index\.json: file: found missing"):
         ShardDataset(tmp_path)
-    with pytest.raises(Sr3dError, match="even"):
-        ShardDataset(folder / "shard-000000.tar", even=True)
     shard = list_shards(folder)[0]
-    assert shard.clips is not None
-    shard.clips += 1
-    with pytest.raises(Sr3dError, match=r"clips: found 3.*expected 4"):
-        list(read_samples(shard))
+    assert shard.entry is not None
+    count = shard.entry.clips
+    shard.entry.names.append("another")
+    with pytest.raises(Sr3dError, match=rf"clips: found {count}.*expected {count + 1}"):
+        list(read_clips(shard))
+
+
+def test_other_programs_read_the_shards(folder: Path) -> None:
+    data = wds.WebDataset(str(folder / SHARD), shardshuffle=False)
+    keys = [sample["__key__"] for sample in data]
+    assert keys == [f"000000-{i:04d}" for i in range(read_index(folder).shards[0].clips)]
+
+
+def test_only_the_views_that_are_asked_for_are_decoded(folder: Path) -> None:
+    clip = next(read_clips(list_shards(folder)[0]))
+    whole, part = clip.scene(), clip.scene([2, 0])
+    assert torch.equal(part.images, whole.images[[2, 0]])
+    assert part.depths is not None and whole.depths is not None and torch.equal(part.depths, whole.depths[[2, 0]])
+    broken = {name: b"" if name == "001.png" else data for name, data in encode_sample(scene_clip(_clip(0))).items()}
+    StoredClip(broken, "memory", "0").scene([0, 2])
+    with pytest.raises(Sr3dError, match=r"001\.png"):
+        StoredClip(broken, "memory", "0").scene([1])
+
+
+def _gaussians() -> Gaussians:
+    g = torch.Generator().manual_seed(0)
+    return Gaussians(
+        means=torch.randn(5, 3, generator=g),
+        quats=torch.randn(5, 4, generator=g),
+        scales=torch.rand(5, 3, generator=g),
+        opacities=torch.rand(5, generator=g),
+        sh=torch.randn(5, 1, 3, generator=g),
+        features=torch.randn(5, 2, generator=g),
+        lod=Lod.roots(torch.rand(5, generator=g)),
+    )
+
+
+def test_everything_else_that_a_clip_can_hold(tmp_path: Path) -> None:
+    clip = scene_clip(_clip(0))
+    clip.gaussians, clip.text, clip.classes = _gaussians(), "a room, façade", ["wall", "floor"]
+    clip.points = np.arange(12, dtype=np.float32).reshape(4, 3)
+    for view in clip.views:
+        view.semantics = view.labels
+        view.labels = encode_image(np.zeros((H, W, 3), np.uint8), "png")
+    write_shards([clip], tmp_path)
+    (stored,) = read_clips(list_shards(tmp_path)[0])
+    gaussians, points = stored.gaussians(), stored.points()
+    assert stored.text() == clip.text and stored.classes == clip.classes
+    assert points is not None and torch.equal(points, torch.from_numpy(clip.points))
+    assert gaussians is not None and gaussians.features is not None and clip.gaussians.features is not None
+    assert torch.equal(gaussians.means, clip.gaussians.means)
+    assert torch.equal(gaussians.features, clip.gaussians.features)
+    assert gaussians.lod is not None and clip.gaussians.lod is not None
+    assert torch.equal(gaussians.lod.native, clip.gaussians.lod.native)
+    labels = stored.scene().labels
+    assert labels is not None and torch.equal(labels, _clip(0).labels)  # semantics win over labels
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("points.npy", b"\x93NUMPY\x01\x00garbage", r"points\.npy"),
+        ("gaussians.safetensors", b"\xff" * 64, r"gaussians\.safetensors"),
+        ("text.txt", b"\xff\xfe", r"text\.txt.*UTF-8"),
+        ("overlap.png", b"", r"overlap\.png"),
+    ],
+)
+def test_damaged_extras(name: str, data: bytes, message: str) -> None:
+    stored = StoredClip({**encode_sample(scene_clip(_clip(0))), name: data}, "memory", "0")
+    with pytest.raises(Sr3dError, match=message):
+        _ = stored.points(), stored.gaussians(), stored.text(), stored.overlap
+
+
+def test_a_hostile_npy_is_not_unpickled(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    stored = StoredClip({**encode_sample(scene_clip(_clip(0))), "points.npy": buffer.getvalue()}, "memory", "0")
+    with pytest.raises(Sr3dError, match=r"points\.npy: found ValueError"):
+        stored.points()
 
 
 def test_depth_error_stays_below_a_thousandth_at_room_scale() -> None:
     world = World.generate(1, "room")
     truth = world.render(world.sample_cameras(2, 48, 48), samples=1)
-    stored = decode_clip(encode_clip(truth), "memory", "0").scene()
+    stored = StoredClip(encode_sample(scene_clip(truth)), "memory", "0").scene()
     assert stored.depths is not None and truth.depths is not None
     assert ((stored.depths / truth.depths - 1).abs() < 1e-3).all()
     assert stored.labels is not None and truth.labels is not None and torch.equal(stored.labels, truth.labels)
 
 
 def test_pack_procedural(tmp_path: Path) -> None:
-    pack_procedural(tmp_path / "train", scenes=2, views=2, size=24, seed=3, progress=False)
+    pack_procedural(tmp_path / "train", scenes=2, views=3, size=24, seed=3, progress=False)
     clips = list(ShardDataset(tmp_path / "train"))
     worlds = [World.generate(world_seed(3, i, "train")) for i in range(2)]
     assert _names(clips) == [f"procedural-{w.kind}-{w.seed}" for w in worlds]
-    again = worlds[1].render(worlds[1].sample_cameras(2, 24, 24))
+    again = worlds[1].render(worlds[1].sample_cameras(3, 24, 24))
     assert (clips[1].images - again.images).abs().max() <= 0.5 / 255 + 1e-6
     seeds = [
         world_seed(s, i, split) for s in (0, 1) for i in (0, 1, 999_999) for split in ("train", "validation", "test")

@@ -20,7 +20,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
-    pack_procedural(folder, scenes=2, views=5, size=32, seed=0)
+    pack_procedural(folder / "train", scenes=2, views=5, size=32, seed=0, progress=False)
+    pack_procedural(folder / "val", scenes=2, views=5, size=32, seed=0, split="validation", progress=False)
     return folder
 
 
@@ -43,8 +44,9 @@ def shrink(config: Path, folder: Path, shards: Path) -> Path:
     network["encoder"] |= {"pretrained": False, "options": {"embed_dim": 24, "depth": 1, "num_heads": 2}}
     network["refinement"]["heads"] = network["decoder"]["heads"] = 2
     network["decoder"] |= {"blocks": 1, "width": 16, "convolutions": 1, "fine": 8}
-    values["data"] |= {"train_shards": str(shards), "val_shards": str(shards), "batch_size": 1, "workers": 0}
-    values["data"]["target_views"] = 1
+    values["data"] |= {"train_shards": str(shards / "train"), "val_shards": str(shards / "val")}
+    values["data"] |= {"batch_size": 1, "workers": 0, "views": {"target": 1}, "val_views": {"target": 1}}
+    values["data"]["image_size"] = [32, 32]
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

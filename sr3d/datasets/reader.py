@@ -1,0 +1,285 @@
+"""Clips and batches of shards, read by several processes and workers, resumable at any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from sr3d.datasets.batch import Batch, make_batch, resize_scene
+from sr3d.datasets.degrade import DegradeConfig
+from sr3d.datasets.order import rank_order, shares
+from sr3d.datasets.sample import StoredClip
+from sr3d.datasets.shards import ShardReader, list_shards
+from sr3d.datasets.views import ViewConfig, choose_views, view_problem
+from sr3d.errors import Sr3dError
+from sr3d.io.remote import Counters, RemoteConfig
+from sr3d.scene import Scene
+
+# One or several sets of shards that are read as one, or sets with weights.
+Source = str | Path | Sequence[str | Path] | Mapping[str, float]
+_WORKERS = 128
+
+
+@dataclass(kw_only=True)
+class BatchConfig:
+    """What a batch is made of.
+
+    Attributes:
+        factor: How many times smaller the inputs are than the stored views.
+        batch_size: Clips per batch and process; the last batch of an epoch may have fewer.
+        views: Which views are inputs and which are targets, and how many.
+        image_size: Width and height that all views are cropped and resized to; None: as stored, and then all clips of a
+            batch must have one size.
+        degrade: How inputs are made smaller; None: by area, and `factor` must divide the image size.
+        seed: Of the order of the clips, the choice of views and the degradation.
+    """
+
+    factor: int | float = 4
+    batch_size: int = 1
+    views: ViewConfig = field(default_factory=ViewConfig)
+    image_size: tuple[int, int] | None = None
+    degrade: DegradeConfig | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("factor", self.factor), ("batch_size", self.batch_size)):
+            if not 1 <= value < float("inf"):
+                raise Sr3dError("sr3d.datasets.BatchConfig", name, value, "1 or more")
+
+
+class ShardDataset(IterableDataset[Scene]):
+    """All clips of shards as scenes, in stored order; several workers take turns.
+
+    Args:
+        source: Folder with an index, a tar file, an address of either, or a list of these.
+        remote: How addresses are read.
+
+    Raises:
+        Sr3dError: See `list_shards`; while reading, any tar file or member that is broken.
+    """
+
+    def __init__(self, source: str | Path | Sequence[str | Path], remote: RemoteConfig | None = None) -> None:
+        super().__init__()
+        remote = remote or RemoteConfig()
+        self.reader = ShardReader(list_shards(source, remote), remote)
+
+    def __len__(self) -> int:
+        return sum(self.reader.counts)
+
+    def __iter__(self) -> Iterator[Scene]:
+        for clip in self.clips():
+            yield clip.scene()
+
+    def clips(self) -> Iterator[StoredClip]:
+        """The clips with their pixels still encoded."""
+        worker, workers = _worker()
+        places = [(shard, clip) for shard, count in enumerate(self.reader.counts) for clip in range(count)]
+        for shard, clip in places[worker::workers]:
+            yield self.reader.read(shard, clip)
+
+
+class ClipBatches(IterableDataset[Batch]):
+    """Batches of clips, views chosen and reduced.
+
+    What batch number i of an epoch holds is a function of (seed, epoch, rank, i) alone: it does not matter how many
+    workers read, or where reading starts.
+
+    Shuffled, every process gets equally many batches, and no clip twice: the clips that do not divide by the number of
+    processes, at most `world` − 1 per set, wait for another epoch. Not shuffled, every clip is read, once.
+
+    Args:
+        source: Shards; a mapping gives each set a weight, its share of the clips of an epoch. Without weights every
+            clip is read once per epoch.
+        config: Of the batches.
+        shuffle: For training: shuffled, views drawn. A clip that has no views by the rule is replaced by the next one
+            that has, and counted. If not, the stored order, with views spread evenly; such a clip is an error.
+        rank: Number of this process.
+        world: Number of processes.
+        remote: How addresses are read.
+
+    Attributes:
+        counters: Downloads and retries so far, over all workers.
+
+    Raises:
+        Sr3dError: See `list_shards`, `shares`; while reading, a clip that is damaged, or that has not the views or the
+            size that is needed.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: BatchConfig,
+        *,
+        shuffle: bool,
+        rank: int = 0,
+        world: int = 1,
+        remote: RemoteConfig | None = None,
+    ) -> None:
+        super().__init__()
+        remote = remote or RemoteConfig()
+        self.config, self.shuffle, self.rank, self.world = config, shuffle, rank, world
+        self.counters = Counters(_WORKERS)
+        sets = [[name] for name in source] if isinstance(source, Mapping) else [source]
+        self.readers = [ShardReader(list_shards(s, remote), remote, self.counters) for s in sets]
+        self.sizes = [sum(r.counts) for r in self.readers]
+        self.weights = [float(w) for w in source.values()] if isinstance(source, Mapping) else [1.0]
+        self._unfit = torch.zeros(_WORKERS + 1, dtype=torch.int64).share_memory_()
+        # Shared with the workers: epoch and first batch of the next pass.
+        self._start = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._clips = self._count()
+
+    def __len__(self) -> int:
+        """Batches per epoch of this process."""
+        return -(-self._clips // self.config.batch_size)
+
+    @property
+    def left_out(self) -> int:
+        """Clips that no process reads in an epoch (others in the next one)."""
+        return sum(self.sizes) - self.world * self._clips if self.shuffle else 0
+
+    @property
+    def unfit(self) -> int:
+        """How often a clip was replaced because it has no views by the rule."""
+        return int(self._unfit.sum())
+
+    def seek(self, epoch: int, batch: int) -> None:
+        """Let the next pass be of this epoch and start at this batch, in all workers."""
+        self._start[0], self._start[1] = epoch, batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, start = self._start.tolist()
+        worker, workers = _worker()
+        order, size = self.order(epoch), self.config.batch_size
+        for number in range(start + worker, len(self), workers):
+            yield self._batch(epoch, number, order[number * size : (number + 1) * size])
+
+    def order(self, epoch: int) -> Int64[np.ndarray, "n 3"]:
+        """What this process reads in an epoch: rows of (set, the set's own epoch, number of the clip in the set)."""
+        counts = [r.counts for r in self.readers]
+        if self.shuffle:
+            return rank_order(
+                counts,
+                self.weights,
+                seed=self.config.seed,
+                epoch=epoch,
+                rank=self.rank,
+                world=self.world,
+                source=self._name,
+            )
+        rows = [(i, 0, clip) for i, size in enumerate(self.sizes) for clip in range(size)]
+        return np.array(rows[self.rank :: self.world], np.int64).reshape(-1, 3)
+
+    @property
+    def _name(self) -> str:
+        return self.readers[0].shards[0].url
+
+    def _count(self) -> int:
+        if self.shuffle:
+            return sum(shares(self.sizes, self.weights, self.world, self._name))
+        return len(range(self.rank, sum(self.sizes), self.world))
+
+    def _batch(self, epoch: int, number: int, rows: Int64[np.ndarray, "b 3"]) -> Batch:
+        draw = np.random.default_rng([self.config.seed, epoch, self.rank, number]) if self.shuffle else None
+        inputs = self.config.views.draw_inputs(draw)
+        parts = [self._clip(int(turn), int(group), int(clip), inputs) for group, turn, clip in rows]
+        sizes = {part.target.images.shape[-3:-1] for part in parts}
+        if len(sizes) > 1:
+            found = ", ".join(f"{w}x{h}" for h, w in sorted(sizes))
+            raise Sr3dError(self._name, "image sizes in one batch", found, "one size: set image_size, or batch_size 1")
+        return Batch.stack(parts)
+
+    def _clip(self, turn: int, group: int, number: int, inputs: int) -> Batch:
+        """The views of one clip; of the next one where it has none by the rule."""
+        config = self.config
+        clip = self._fitting(group, number, inputs)
+        rng = np.random.default_rng([config.seed, turn, group, number]) if self.shuffle else None
+        context, target = choose_views(config.views, clip.cameras, self._overlap(clip), inputs, rng, clip.name)
+        used = sorted({*context, *target})
+        scene = clip.scene(used)
+        scene = scene if config.image_size is None else resize_scene(scene, config.image_size)
+        seed = 0 if rng is None else int(rng.integers(2**62))
+        places = [used.index(i) for i in context], [used.index(i) for i in target]
+        return make_batch(scene, *places, config.factor, config.degrade, seed, anywhere=True)
+
+    def _fitting(self, group: int, number: int, inputs: int) -> StoredClip:
+        problem: Sr3dError | None = None
+        for step in range(self.sizes[group] if self.shuffle else 1):
+            clip = self._read(group, (number + step) % self.sizes[group])
+            problem = view_problem(self.config.views, clip.cameras, self._overlap(clip), inputs, clip.name)
+            if problem is None:
+                return clip
+            self._unfit[_slot()] += 1
+        assert problem is not None
+        raise problem
+
+    def _overlap(self, clip: StoredClip) -> np.ndarray | None:
+        return clip.overlap if self.config.views.by == "overlap" else None
+
+    def _read(self, group: int, number: int) -> StoredClip:
+        reader = self.readers[group]
+        ends = np.cumsum(reader.counts)
+        shard = int(np.searchsorted(ends, number, side="right"))
+        return reader.read(shard, number - int(ends[shard]) + reader.counts[shard])
+
+
+class ClipLoader:
+    """Loads batches with worker processes, knows its position, and can start there again.
+
+    Lightning stores the position in its checkpoints (`state_dict`): a resumed run goes on with the next batch.
+
+    Args:
+        batches: What to load.
+        workers: Processes that read; 0 reads in this one.
+        epoch: Of the first pass; every further pass is of the next one.
+    """
+
+    def __init__(self, batches: ClipBatches, workers: int, epoch: int = 0) -> None:
+        self.batches = batches
+        self._loader = DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+        self._next = (epoch, 0)
+        self._position = (epoch, 0)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, start = self._next
+        self._next, self._position = (epoch + 1, 0), (epoch, start)
+        self.batches.seek(epoch, start)
+        for batch in self._loader:
+            self._position = (epoch, self._position[1] + 1)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and how many of its batches have been delivered."""
+        return {"epoch": self._position[0], "batch": self._position[1], "world": self.batches.world}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the last batch that was delivered; in the next epoch if that was the last one.
+
+        Raises:
+            Sr3dError: The state is of a run with another number of processes: its batches were others.
+        """
+        if state["world"] != self.batches.world:
+            expected = f"{self.batches.world}, or start from the weights alone (--model.network...)"
+            raise Sr3dError("checkpoint", "number of processes", state["world"], expected)
+        epoch, batch = state["epoch"], state["batch"]
+        self._next = (epoch, batch) if batch < len(self) else (epoch + 1, 0)
+
+
+def _worker() -> tuple[int, int]:
+    """Number of this data-loading worker, and how many there are."""
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
+
+
+def _slot() -> int:
+    """Row of this worker in shared tables; the first one is the main process."""
+    info = get_worker_info()
+    return info.id + 1 if info else 0
