@@ -196,7 +196,12 @@ def _stored_names(index: EvaluationIndex, names: set[str]) -> dict[str, str]:
 
 
 def _batch(
-    item: EvaluationItem, clip: StoredClip, factor: int | float, config: DegradeConfig | None, seed: int
+    item: EvaluationItem,
+    clip: StoredClip,
+    factor: int | float,
+    config: DegradeConfig | None,
+    seed: int,
+    image_size: tuple[int, int] | None,
 ) -> Batch:
     views = sorted({*item.context, *item.target})
     if views[-1] >= len(clip):
