@@ -45,7 +45,9 @@ _INTRINSICS = ("intrinsics.txt", "intrinsic.txt", "camera-intrinsics.txt", "K.tx
 
 @dataclass(kw_only=True, frozen=True)
 class Folders:
-    """Folders of images, depth maps and poses. SRC is one scene, or a folder of scenes. Found out by itself:
+    """Folders of images, depth maps and poses. SRC is one scene, or a folder of scenes.
+
+    The layout is found out:
 
     * ScanNet, exported: color/ depth/ pose/ label/ and intrinsic/intrinsic_color.txt (the source `scannet` reads the
       data set itself).

@@ -15,7 +15,7 @@ from captures import convert, file_of, picture, poses, to_world, write
 from sr3d_data.re10k import Acid, RealEstate10K
 
 from sr3d import Sr3dError
-from sr3d.datasets.converter import ClipOptions, Drops, Split, split_of
+from sr3d.datasets.converter import ClipOptions, Drops, split_of
 
 # Keys whose hash puts them into the validation set, and others.
 KEYS = [f"{i:016x}" for i in range(60)]
