@@ -40,7 +40,7 @@ _SAMPLES = 8  # frames that black borders are looked for in
 
 
 @dataclass(kw_only=True, frozen=True)
-class Scannet:
+class ScanNet:
     """ScanNet v2 (arXiv 1702.04405): RGB-D videos of rooms, poses in OpenCV axes, metres.
 
     Read: `scans/` and `scans_test/` (or the folder itself) with `scene0000_00/` in them, each with `scene0000_00.sens`

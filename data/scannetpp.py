@@ -35,7 +35,7 @@ _TOOLBOX = "python -m iphone.prepare_iphone_data iphone/configs/prepare_iphone_d
 
 
 @dataclass(kw_only=True, frozen=True)
-class Scannetpp:
+class ScanNetPP:
     """ScanNet++ (arXiv 2308.11417): rooms, metres.
 
     Read: `data/` (or the folder itself) with a folder for every scene, in it `dslr/` or `iphone/`; splits from

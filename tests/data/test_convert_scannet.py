@@ -20,7 +20,7 @@ from scannet_rooms import (
     write_recording,
 )
 from sens_files import color_bytes
-from sr3d_data.scannet import Scannet
+from sr3d_data.scannet import ScanNet
 
 from sr3d import Sr3dError, load_scene
 from sr3d.datasets.clip import Clip
@@ -44,7 +44,7 @@ def scan(tmp_path) -> Path:
 
 def only(src: Path, converter: Converter | None = None, **options) -> Clip:
     """The one clip of a data set nothing of which is left out."""
-    clips, drops = convert(converter or Scannet(), src, **options)
+    clips, drops = convert(converter or ScanNet(), src, **options)
     assert not drops.frames and not drops.scenes and len(clips) == 1, drops
     return clips[0]
 
@@ -132,7 +132,7 @@ def test_ids_outside_the_table_are_unknown_and_counted(tmp_path, scan, room):
     ids = np.ones_like(room.labels)
     ids[2, :5], ids[3, 1, 1] = 5, 60000
     write_labels(scan, ids)
-    (clip,), drops = convert(Scannet(), tmp_path)
+    (clip,), drops = convert(ScanNet(), tmp_path)
     assert drops.frames == {"label id outside the table": 2} and len(clip.views) == 4
     assert any("scene0012_01/3" in example and "60000" in example for example in drops.examples)
     found = np.stack([decode(view.semantics) for view in clip.views])
@@ -146,10 +146,10 @@ def test_labels_that_were_mapped_to_nyu40(tmp_path, scan, room):
     write(scan.parent / "scannetv2-labels.combined.tsv", TABLE)
     for i in range(4):
         write(scan / f"label/{i}.png", np.resize(np.arange(42, dtype=np.uint8), (72, 96)))
-    _, drops = convert(Scannet(), tmp_path)
+    _, drops = convert(ScanNet(), tmp_path)
     assert drops.frames == {"damaged": 4} and drops.scenes == {"fewer than 1 usable frames": 1}
     assert "label_ids nyu40" in drops.examples[0]
-    (clip,), drops = convert(Scannet(label_ids="nyu40"), tmp_path)
+    (clip,), drops = convert(ScanNet(label_ids="nyu40"), tmp_path)
     assert drops.frames == {"label id outside the table": 4}
     expected = [0, 1, 2, 8, 7, 4, 6, 5, *[8] * 14, 3, *[8] * 18, 0]
     assert decode(clip.views[0].semantics).ravel()[:42].tolist() == expected
@@ -159,13 +159,13 @@ def test_instances_and_no_labels(tmp_path, scan, room):
     write_recording(scan, room)
     write_labels(scan, room.labels)
     with pytest.raises(Sr3dError, match="instances"):
-        convert(Scannet(labels="instances"), tmp_path)
+        convert(ScanNet(labels="instances"), tmp_path)
     instances = np.arange(4 * 72 * 96).reshape(4, 72, 96) % 251
     write_labels(scan, instances.astype(np.uint8), "instance-filt")
-    view = only(tmp_path, Scannet(labels="instances")).views[2]
+    view = only(tmp_path, ScanNet(labels="instances")).views[2]
     assert np.array_equal(decode(view.labels), instances[2])
     assert np.array_equal(decode(view.semantics), np.vectorize(LSM.get)(room.labels[2]))
-    clip = only(tmp_path, Scannet(labels="none"))
+    clip = only(tmp_path, ScanNet(labels="none"))
     assert clip.classes == [] and clip.views[0].labels is None and clip.views[0].semantics is None
 
 
@@ -220,26 +220,26 @@ def test_dark_rooms_have_no_border(tmp_path, scan, room):
 
 def test_crop_by_hand(tmp_path, scan, room):
     write_recording(scan, room, color="png")
-    view = only(tmp_path, Scannet(crop=5), lossless=True).views[0]
+    view = only(tmp_path, ScanNet(crop=5), lossless=True).views[0]
     assert view.size == (SIZE[0] - 10, SIZE[1] - 10)
     np.testing.assert_allclose(view.K[:2, 2], K[:2, 2] - 5, atol=1e-6)
     assert np.array_equal(decode(view.image), room.images[0, 5:-5, 5:-5])
     changed = bordered(room, 2, 2, 2, 2)
     write_recording(scan, changed, color="png")
-    assert only(tmp_path, Scannet(crop=0)).views[0].size == SIZE
+    assert only(tmp_path, ScanNet(crop=0)).views[0].size == SIZE
     with pytest.raises(Sr3dError, match="crop"):
-        convert(Scannet(crop=36), tmp_path)
+        convert(ScanNet(crop=36), tmp_path)
 
 
 def test_clips_of_a_scan(tmp_path, scan, room):
     """Cut into clips the room stays one scene; reduced images take K and maps along."""
     write_recording(scan, room)
-    clips, _ = convert(Scannet(), tmp_path, views=2, max_side=48)
+    clips, _ = convert(ScanNet(), tmp_path, views=2, max_side=48)
     assert [(c.name, c.scene) for c in clips] == [(f"scene0012_01-00{i}", "scene0012") for i in (0, 1)]
     view = clips[1].views[0]
     assert view.size == (48, 36) and view.frame == "2"
     np.testing.assert_allclose(view.K[:2], K[:2] / 2, atol=1e-6)
-    clips, _ = convert(Scannet(), tmp_path, stride=3)
+    clips, _ = convert(ScanNet(), tmp_path, stride=3)
     assert [view.frame for view in clips[0].views] == ["0", "3"]
 
 
@@ -250,16 +250,16 @@ def test_official_splits(tmp_path, scan, room):
     write_recording(scan, room)
     lists = {"train": "scene0012_00\nscene0012_01\nscene0500_00\n", "val": "scene0003_00", "test": "scene0707_00"}
     with pytest.raises(Sr3dError, match=r"list of the split train: found none; expected scannetv2_train\.txt of http"):
-        Scannet().entries(tmp_path, "train")
+        ScanNet().entries(tmp_path, "train")
     for name, text in lists.items():
         write(tmp_path / f"splits/scannetv2_{name}.txt", text)
-    names = {split: [e.name for e in Scannet().entries(tmp_path, split)] for split in ("train", "test", "all")}
+    names = {split: [e.name for e in ScanNet().entries(tmp_path, split)] for split in ("train", "test", "all")}
     assert names["train"] == ["scene0012_00", "scene0012_01"] and names["test"] == ["scene0707_00"]
     assert names["all"] == names["train"] + names["test"]
     with pytest.raises(Sr3dError, match=r"scannetv2_val\.txt: found none on disk"):
-        Scannet().entries(tmp_path, "validation")
+        ScanNet().entries(tmp_path, "validation")
     write(tmp_path / "mine/scannetv2_val.txt", "scene0707_00")
-    own = Scannet(split_files=tmp_path / "mine")
+    own = ScanNet(split_files=tmp_path / "mine")
     (entry,) = own.entries(tmp_path, "validation")
     assert entry.name == "scene0707_00" and entry.bytes == (entry.path / "scene0707_00.sens").stat().st_size
     with pytest.raises(Sr3dError, match="mine: list of the split train"):
@@ -269,23 +269,23 @@ def test_official_splits(tmp_path, scan, room):
 def test_other_places_of_scans(tmp_path, room):
     """SRC may be the folder of scans itself; frames that were exported count as about their size."""
     write_frames(tmp_path / "scene0001_00", room)
-    (entry,) = Scannet().entries(tmp_path, "all")
+    (entry,) = ScanNet().entries(tmp_path, "all")
     sizes = [path.stat().st_size for path in (tmp_path / "scene0001_00/color").iterdir()]
     assert entry.bytes == pytest.approx(sum(sizes), rel=0.3)
     write(tmp_path / "scene0002_00/notes.txt", "nothing else")
-    entries = Scannet().entries(tmp_path, "all")
+    entries = ScanNet().entries(tmp_path, "all")
     assert [e.name for e in entries] == ["scene0001_00", "scene0002_00"]  # counted as damaged, not overlooked
     with pytest.raises(Sr3dError, match=r"scene0002_00: scan: found no recording"):
-        convert(Scannet(), tmp_path)
+        convert(ScanNet(), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["nothing", "scene0000_00.sens"])
 def test_no_scan(tmp_path, name):
     write(tmp_path / name / "file", "")
     with pytest.raises(Sr3dError, match="scans: found none"):
-        Scannet().entries(tmp_path, "all")
+        ScanNet().entries(tmp_path, "all")
     with pytest.raises(Sr3dError, match="scans: found none"):
-        Scannet().entries(tmp_path / "missing", "all")
+        ScanNet().entries(tmp_path / "missing", "all")
 
 
 def test_table_of_labels(tmp_path, scan, room):
@@ -294,8 +294,8 @@ def test_table_of_labels(tmp_path, scan, room):
     table = scan.parent / "scannetv2-labels.combined.tsv"
     table.rename(tmp_path / "mine.tsv")
     with pytest.raises(Sr3dError, match=r"table of labels: found none; expected scannetv2-labels\.combined\.tsv"):
-        Scannet().entries(tmp_path, "all")
-    assert only(tmp_path, Scannet(label_map=tmp_path / "mine.tsv")).classes
+        ScanNet().entries(tmp_path, "all")
+    assert only(tmp_path, ScanNet(label_map=tmp_path / "mine.tsv")).classes
     (tmp_path / "mine.tsv").rename(tmp_path / "scannetv2-labels.combined.tsv")
     assert only(tmp_path).classes
 
@@ -317,7 +317,7 @@ def test_bad_tables(tmp_path, scan, room, content, field):
     write_labels(scan, room.labels)
     write(scan.parent / "scannetv2-labels.combined.tsv", content.encode("latin-1"))
     with pytest.raises(Sr3dError, match=r"combined\.tsv") as caught:
-        Scannet().entries(tmp_path, "all")
+        ScanNet().entries(tmp_path, "all")
     assert caught.value.field == field
 
 

@@ -24,7 +24,7 @@ from scannet_rooms import (
     write_recording,
 )
 from sens_files import color_bytes, depth_bytes, frame_bytes, header_bytes, intrinsics, sens_bytes
-from sr3d_data.scannet import Scannet
+from sr3d_data.scannet import ScanNet
 
 from sr3d import Sr3dError
 from sr3d.datasets.converter import ClipOptions, Drops
@@ -79,7 +79,7 @@ DROPPED: dict[str, tuple[str, Callable[[Room], dict]]] = {
 def test_bad_frames_of_a_recording_are_counted(tmp_path, scan, room, case):
     reason, change = DROPPED[case]
     write_changed(scan, room, 2, **change(room))
-    (clip,), drops = convert(Scannet(), tmp_path)
+    (clip,), drops = convert(ScanNet(), tmp_path)
     assert drops.frames == {reason: 1} and not drops.scenes
     assert drops.examples[0].startswith("frame scene0012_01/2") and reason in drops.examples[0]
     assert [view.frame for view in clip.views] == ["0", "1", "3"]
@@ -109,7 +109,7 @@ def test_bad_frames_of_a_folder_are_counted(tmp_path, scan, room, case):
     reason, change = EXPORTED[case]
     write_frames(scan, room)
     change(scan)
-    (clip,), drops = convert(Scannet(), tmp_path)
+    (clip,), drops = convert(ScanNet(), tmp_path)
     assert drops.frames == {reason: 1} and not drops.scenes
     assert [view.frame for view in clip.views] == ["0", "1", "3"]
 
@@ -119,18 +119,18 @@ def test_first_image_and_first_depth_may_be_the_damaged_ones(tmp_path, scan, roo
     write_frames(scan, room)
     write(scan / f"color/{number}.jpg", b"")
     write(scan / f"depth/{3 - number}.png", b"")
-    _, drops = convert(Scannet(), tmp_path)
+    _, drops = convert(ScanNet(), tmp_path)
     assert drops.frames == {"damaged": 2}
 
 
 def test_no_usable_frame_drops_the_scan(tmp_path, scan, room):
     lost = Room(np.full_like(room.to_world, -np.inf), room.images, room.depths, room.counts, room.labels)
     write_recording(scan, lost)
-    clips, drops = convert(Scannet(), tmp_path)
+    clips, drops = convert(ScanNet(), tmp_path)
     assert clips == [] and drops.frames == {"pose not finite": 4}
     assert drops.scenes == {"fewer than 1 usable frames": 1}
     write(scan / f"{scan.name}.sens", header_bytes(K, DEPTH_K, SIZE, DEPTH_SIZE, 0))
-    clips, drops = convert(Scannet(), tmp_path)
+    clips, drops = convert(ScanNet(), tmp_path)
     assert clips == [] and drops.scenes == {"fewer than 1 usable frames": 1}
 
 
@@ -208,9 +208,9 @@ def _occi(room: Room) -> bytes:
 def test_damaged_scans_give_one_error(tmp_path, scan, room, case):
     source, field, change = DAMAGED[case]
     change(scan, room)
-    (entry,) = Scannet().entries(tmp_path, "all")
+    (entry,) = ScanNet().entries(tmp_path, "all")
     with pytest.raises(Sr3dError) as caught:
-        list(Scannet().clips(entry, ClipOptions(min_views=1), Drops()))
+        list(ScanNet().clips(entry, ClipOptions(min_views=1), Drops()))
     assert caught.value.source.endswith(source) and caught.value.field == field
     assert len(str(caught.value)) < 500
 
@@ -240,9 +240,9 @@ def test_hostile_archives_of_labels(tmp_path, scan, room, case):
     write_recording(scan, room)
     path = write_labels(scan, room.labels)
     HOSTILE[case](path)
-    (entry,) = Scannet().entries(tmp_path, "all")
+    (entry,) = ScanNet().entries(tmp_path, "all")
     with pytest.raises(Sr3dError, match=r"scene0012_01_2d-label-filt\.zip"):
-        list(Scannet().clips(entry, ClipOptions(min_views=1), Drops()))
+        list(ScanNet().clips(entry, ClipOptions(min_views=1), Drops()))
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -270,5 +270,5 @@ def test_bad_label_images_are_counted(tmp_path, scan, room, content, reason):
     (scan / "label-filt/1.png").unlink()
     if content is not None:
         write(scan / "label-filt/1.png", content)
-    (clip,), drops = convert(Scannet(), tmp_path)
+    (clip,), drops = convert(ScanNet(), tmp_path)
     assert drops.frames == {reason: 1} and [view.frame for view in clip.views] == ["0", "2", "3"]

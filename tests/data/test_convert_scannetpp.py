@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from captures import convert, decode, file_of, picture, poses, to_world, write
-from sr3d_data.scannetpp import Scannetpp
+from sr3d_data.scannetpp import ScanNetPP
 
 from sr3d import Sr3dError
 from sr3d.datasets.clip import Clip
@@ -141,7 +141,7 @@ def save(scene: Path, document: dict[str, Any]) -> None:
 
 def only(src: Path, converter: Converter | None = None, **options: Any) -> tuple[Clip, dict[str, int]]:
     """The one clip of a data set, and the frames that were left out."""
-    clips, drops = convert(converter or Scannetpp(), src, **options)
+    clips, drops = convert(converter or ScanNetPP(), src, **options)
     assert not drops.scenes and len(clips) == 1, drops
     return clips[0], dict(drops.frames)
 
@@ -179,7 +179,7 @@ def test_test_frames(tmp_path, scene, truth, cameras):
     write_colmap(scene, truth)
     if cameras == "colmap":
         (scene / "dslr/nerfstudio/transforms.json").unlink()
-    clip, drops = only(tmp_path, Scannetpp(test_frames=True))
+    clip, drops = only(tmp_path, ScanNetPP(test_frames=True))
     assert drops == {} and [view.frame for view in clip.views] == [f"DSC{i:05d}.JPG" for i in range(VIEWS)]
     np.testing.assert_allclose(to_world(clip), truth, atol=1e-6)
 
@@ -252,13 +252,13 @@ def test_no_usable_frame(tmp_path, scene, truth):
     for frame in document["frames"]:
         frame["is_bad"] = True
     save(scene, document)
-    clips, drops = convert(Scannetpp(), tmp_path)
+    clips, drops = convert(ScanNetPP(), tmp_path)
     assert clips == [] and drops.scenes == {"fewer than 1 usable frames": 1} and drops.frames["marked bad"] == 3
 
 
 def test_iphone(tmp_path, scene, truth):
     document = write_iphone(scene, truth)
-    clip, drops = only(tmp_path, Scannetpp(device="iphone"))
+    clip, drops = only(tmp_path, ScanNetPP(device="iphone"))
     assert drops == {} and clip.metric and clip.scene == "036bce3393"
     np.testing.assert_allclose(to_world(clip), truth, atol=1e-6)
     for i, view in enumerate(clip.views):
@@ -268,7 +268,7 @@ def test_iphone(tmp_path, scene, truth):
         lidar = np.arange(32 * 24).reshape(24, 32) + 1000 * i
         expected = lidar.repeat(2, 0).repeat(2, 1) / 1000
         np.testing.assert_allclose(decode(view.depth) * view.depth_unit, expected, atol=1e-6)
-    clip, _ = only(tmp_path, Scannetpp(device="iphone", depth=False))
+    clip, _ = only(tmp_path, ScanNetPP(device="iphone", depth=False))
     assert clip.views[0].depth is None
 
 
@@ -286,7 +286,7 @@ def test_bad_iphone_frames_are_counted(tmp_path, scene, truth):
     (scene / "iphone/depth/frame_000070.png").unlink()
     write(scene / "iphone/depth/frame_000080.png", b"\x89PNG\r\n\x1a\n")
     write(scene / "iphone/pose_intrinsic_imu.json", json.dumps(document))
-    clip, drops = only(tmp_path, Scannetpp(device="iphone"))
+    clip, drops = only(tmp_path, ScanNetPP(device="iphone"))
     assert [view.frame for view in clip.views] == ["frame_000090.jpg", "frame_000100.jpg", "frame_000110.jpg"]
     assert drops == {
         "image missing": 3,
@@ -324,7 +324,7 @@ def test_damaged_iphone_scenes_give_one_error(tmp_path, scene, truth, case):
     change, message = IPHONE[case]
     write_iphone(scene, truth)
     change(scene)
-    raises_once(tmp_path, Scannetpp(device="iphone"), message)
+    raises_once(tmp_path, ScanNetPP(device="iphone"), message)
 
 
 def raises_once(src: Path, converter: Converter, message: str) -> None:
@@ -363,30 +363,30 @@ def test_damaged_dslr_scenes_give_one_error(tmp_path, scene, truth, case):
     write_dslr(scene, truth)
     write_colmap(scene, truth)
     change(scene)
-    raises_once(tmp_path, Scannetpp(), message)
+    raises_once(tmp_path, ScanNetPP(), message)
 
 
 def test_splits(tmp_path, truth):
     for name in ("aaaa", "bbbb", "cccc", "dddd"):
         write_dslr(tmp_path / "data" / name, truth)
     with pytest.raises(Sr3dError, match=r"list of the split train: found none; expected nvs_sem_train\.txt"):
-        Scannetpp().entries(tmp_path, "train")
+        ScanNetPP().entries(tmp_path, "train")
     lists = {"nvs_sem_train": "bbbb\naaaa\nzzzz", "nvs_sem_val": "yyyy", "nvs_test": "cccc\n", "sem_test": "dddd\n"}
     for name, text in lists.items():
         write(tmp_path / f"splits/{name}.txt", text)
 
     def names(split: str) -> list[str]:
-        return [e.name for e in Scannetpp().entries(tmp_path, split)]
+        return [e.name for e in ScanNetPP().entries(tmp_path, split)]
 
     assert names("train") == ["aaaa", "bbbb"] and names("test") == ["cccc", "dddd"] and len(names("all")) == 4
     with pytest.raises(Sr3dError, match="scenes of validation: found none on disk"):
         names("validation")
     write(tmp_path / "mine/nvs_sem_val.txt", "dddd")
-    own = Scannetpp(split_files=tmp_path / "mine")
+    own = ScanNetPP(split_files=tmp_path / "mine")
     assert [e.name for e in own.entries(tmp_path, "validation")] == ["dddd"]
-    (first, *_) = Scannetpp().entries(tmp_path / "data", "all")
+    (first, *_) = ScanNetPP().entries(tmp_path / "data", "all")
     images = list((tmp_path / "data/aaaa/dslr/resized_images").iterdir())
     assert first.bytes == sum(path.stat().st_size for path in images)
     for src in (tmp_path / "splits", tmp_path / "nowhere"):
         with pytest.raises(Sr3dError, match="scenes: found none"):
-            Scannetpp().entries(src, "all")
+            ScanNetPP().entries(src, "all")
