@@ -21,7 +21,6 @@ from sr3d.datasets.converter import (
     Split,
     assemble,
     decode_image,
-    exact_pose,
     make_view,
     pose_problem,
     whole_image,
@@ -101,7 +100,7 @@ class ScanNet:
             if problem:
                 drops.frame(problem, f"{name}/{shot.name}")
             else:
-                shots.append(replace(shot, world_to_cam=exact_pose(shot.world_to_cam)))
+                shots.append(shot)
         window = _borders(scan, shots) if self.crop < 0 else (self.crop, self.crop, self.crop, self.crop)
         with ExitStack() as stack:
             classes = None if self.labels == "none" else stack.enter_context(id_files(entry.path, "label"))

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
@@ -21,7 +21,7 @@ from PIL import Image
 from sr3d.cameras import Cameras
 from sr3d.datasets.clip import Clip, ImageFormat, View, depth_samples, encode_depth, encode_ids, encode_image
 from sr3d.errors import Sr3dError
-from sr3d.io.frames import Frame, decode_frame, decode_maps, snap
+from sr3d.io.frames import Frame, decode_frame, decode_maps
 
 Split = Literal["train", "validation", "test", "all"]
 T = TypeVar("T")
@@ -198,11 +198,6 @@ def pose_problem(world_to_cam: Float64[np.ndarray, "4 4"]) -> str | None:
     return None
 
 
-def exact_pose(world_to_cam: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4 4"]:
-    """The nearest rigid pose with the same camera centre: files round rotations to a few digits."""
-    return snap(torch.from_numpy(world_to_cam)[None])[0].numpy()
-
-
 def check_K(K: Float64[np.ndarray, "3 3"], size: tuple[int, int], source: str | Path, name: str) -> None:
     """Raise for intrinsics that cannot belong to an image of this size: the principal point lies far outside.
 
@@ -298,7 +293,7 @@ def frame_clips(
         if problem:
             drops.frame(problem, f"{scene}/{frame.image.name}")
         else:
-            usable.append(replace(frame, world_to_cam=exact_pose(frame.world_to_cam)))
+            usable.append(frame)
     yield from assemble(
         usable,
         lambda frame: _frame_view(frame, scene, source, options, drops),

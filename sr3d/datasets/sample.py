@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import cv2
@@ -21,6 +21,7 @@ from sr3d.cameras import Cameras
 from sr3d.datasets.clip import Clip, measure_overlap
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians, Lod
+from sr3d.io.frames import snap
 from sr3d.scene import Scene
 
 HEAD = "clip.json"
@@ -92,7 +93,7 @@ class StoredClip:
     Attributes:
         name: Unique in its data set.
         scene_name: The place.
-        cameras: V cameras, float64.
+        cameras: V cameras, float64, with the digits of the data set: rotations may be rounded.
         frames: Names of the frames in the data set.
         metric: World units are metres.
         classes: Names of the semantic ids, from 1 on.
@@ -193,6 +194,8 @@ class StoredClip:
         """
         chosen = list(range(len(self))) if views is None else [i % len(self) for i in views]
         cameras, size = self.cameras.index(chosen), (self.cameras.height, self.cameras.width)
+        # Stored as the source says; made exactly rigid here, as `load_scene` does.
+        cameras = replace(cameras, world_to_cam=snap(cameras.world_to_cam))
         images = np.empty((len(chosen), *size, 3), np.float32)
         for n, i in enumerate(chosen):
             suffix = self._head["images"][i]

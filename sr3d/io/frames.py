@@ -121,10 +121,15 @@ def choose(source: Path, count: int, views: Sequence[int] | None) -> list[int]:
 
 
 def rigid_inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Inverse of a rigid [4, 4] matrix; of any other matrix something that `Cameras.check` refuses."""
+    """Inverse of a [4, 4] matrix that is about rigid; of any other matrix something that `Cameras.check` refuses.
+
+    Files round rotations to a few digits. The true inverse, unlike the transpose, turns back into what they say.
+    """
+    R, t = matrix[:3, :3], matrix[:3, 3]
+    rigid = np.isfinite(matrix).all() and np.abs(R @ R.T - np.eye(3)).max() < 0.1
+    inverse = np.linalg.inv(R) if rigid else R.T
     out = matrix.copy()
-    out[:3, :3] = matrix[:3, :3].T
-    out[:3, 3] = -matrix[:3, :3].T @ matrix[:3, 3]
+    out[:3, :3], out[:3, 3] = inverse, -inverse @ t
     return out
 
 
@@ -222,9 +227,7 @@ def _fit(path: Path, values: NDArray, frame: Frame, size: tuple[int, int]) -> ND
     return values[rows[:, None], columns]
 
 
-def reproject(
-    values: NDArray, values_K: NDArray[np.float64], K: NDArray[np.float64], size: tuple[int, int]
-) -> NDArray:
+def reproject(values: NDArray, values_K: NDArray[np.float64], K: NDArray[np.float64], size: tuple[int, int]) -> NDArray:
     """What a map of one camera shows in the pixels of another one with the same centre and axes; 0 outside it.
 
     Args:

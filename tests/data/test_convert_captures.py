@@ -260,7 +260,7 @@ def test_bad_json_is_one_error(tmp_path: Path) -> None:
     ],
 )
 def test_real_captures(scenes: Path, name, views, metric, missing) -> None:
-    """Cameras against the independent truth. Files round rotations, so theirs is taken as the nearest rotation too."""
+    """Cameras against the independent truth."""
     (clip,), drops = convert(Nerfstudio(), scenes / name, split="train")
     truth = {Path(f["file"]).name: f for f in json.loads((scenes / name / "cameras.json").read_text())["frames"]}
     assert (len(clip.views), clip.metric) == (views, metric)
@@ -268,8 +268,6 @@ def test_real_captures(scenes: Path, name, views, metric, missing) -> None:
     for view in clip.views:
         true = truth[view.frame]
         c2w = np.array(true["camera_to_world"])
-        U, _, Vt = np.linalg.svd(c2w[:3, :3])
-        c2w[:3, :3] = U @ Vt
         np.testing.assert_allclose(np.linalg.inv(view.world_to_cam), c2w, atol=1e-6)
         if name == "fox":
             assert view.size == (540, 960) and np.abs(view.K - np.array(true["K"])).max() < 10, "undistorted"
