@@ -70,6 +70,7 @@ class ScanNet:
 
     source: ClassVar[str] = "scannet"
     version: ClassVar[int] = 1
+    needs_src: ClassVar[bool] = True
     licence: ClassVar[str] = (
         "ScanNet Terms of Use, non-commercial research only, no redistribution: http://www.scan-net.org/ScanNet/"
     )

@@ -68,6 +68,7 @@ class ScanNetPP:
 
     source: ClassVar[str] = "scannetpp"
     version: ClassVar[int] = 1
+    needs_src: ClassVar[bool] = True
     licence: ClassVar[str] = (
         "ScanNet++ Terms of Use, non-commercial research only, no redistribution: "
         "https://kaldir.vc.in.tum.de/scannetpp/static/scannetpp-terms-of-use.pdf"
