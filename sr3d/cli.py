@@ -15,6 +15,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "doctor": verbs.doctor,
     "pack": verbs.pack,
     "train": verbs.train,
+    "freeze": verbs.freeze,
     "eval": verbs.evaluate,
     "upscale": verbs.upscale,
     "zoom": verbs.zoom,

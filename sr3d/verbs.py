@@ -7,13 +7,9 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sr3d.errors import Sr3dError
-
-if TYPE_CHECKING:
-    from sr3d.capture import CaptureConfig
-    from sr3d.datasets.batch import Batch
 
 Source = Literal["sweep", "depth"]
 T = TypeVar("T", int, float)
@@ -55,6 +51,7 @@ def evaluate(
     *,
     checkpoint: Path,
     source: Source | None = None,
+    index: Path | None = None,
     targets: int = 3,
     pairs: int = 5,
     max_pixels: int = 36_000,
@@ -66,9 +63,10 @@ def evaluate(
         data: Folder of shards, a tar file, or a capture with poses.
         checkpoint: Trained network (.ckpt or .safetensors).
         source: Where coarse depth comes from: plane-sweep stereo or the data; both, where possible, if left out.
-        targets: Target views per clip or pair of inputs.
+        index: Frozen evaluation index (`sr3d freeze`, or one of pixelSplat's family): the views of every clip.
+        targets: Target views per clip or pair of inputs; an index has its own.
         pairs: Pairs of input views of a capture; shards come with theirs.
-        max_pixels: Captures are reduced first until an input view has no more pixels than this.
+        max_pixels: Views are reduced first until an input has no more pixels than this.
         output: JSON file to write (or -o).
     """
     from rich.console import Console
@@ -78,6 +76,7 @@ def evaluate(
     from sr3d.io.atomic import atomic
     from sr3d.models import SuperResolver
     from sr3d.report import method_table
+    from sr3d.testset import open_test_set
     from sr3d.training.evaluate import evaluate as score
 
     for name, value in (("targets", targets), ("pairs", pairs), ("max_pixels", max_pixels)):
@@ -85,34 +84,48 @@ def evaluate(
             raise Sr3dError("sr3d eval", f"--{name}", value, "1 or more")
     network = SuperResolver.from_pretrained(checkpoint)
     config = CaptureConfig(factor=network.config.factor, pairs=pairs, targets=targets, max_pixels=max_pixels)
-    batches, protocol = _batches(data, config)
-    has_depth = all(b.context.depths is not None for b in batches)
-    sources: list[Source] = [source] if source else ["sweep", "depth"] if has_depth else ["sweep"]
+    tests = open_test_set(data, config, index)
+    sources: list[Source] = [source] if source else ["sweep", "depth"] if tests.has_depth else ["sweep"]
     results: dict[str, Any] = {}
     for chosen in sources:
-        results[chosen] = score(network, batches, CoarseConfig(source=chosen)).as_dict()
+        results[chosen] = score(network, tests.batches(), CoarseConfig(source=chosen)).as_dict()
         Console().print(method_table(results[chosen], f"{data}, depth source: {chosen}"))
-    content = {"data": str(data), "checkpoint": str(checkpoint), **results, "protocol": protocol}
+    content = {"data": str(data), "checkpoint": str(checkpoint), **results, "protocol": tests.protocol}
     with atomic(output) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written: {output}")
 
 
-def _batches(data: Path, config: CaptureConfig) -> tuple[list[Batch], dict[str, Any]]:
-    """Test batches of shards or of a capture, and how they were chosen."""
-    from dataclasses import asdict
+def freeze(
+    data: Path,
+    *,
+    output: Path,
+    by: Literal["span", "frames", "distance", "overlap"] = "span",
+    low: float = 0.0,
+    high: float | None = None,
+    max_angle: float = 180.0,
+    inputs: int = 2,
+    targets: int = 3,
+) -> None:
+    """Choose inputs and targets of every clip once and for all: an index for `sr3d eval --index`.
 
-    from sr3d.capture import capture_batches, read_capture
-    from sr3d.datasets.reader import BatchConfig, ClipBatches
+    Args:
+        data: Folder of shards.
+        output: JSON file to write (or -o).
+        by: "span": the ends of the clip. Else the outermost inputs are chosen by their gap in frames, the distance of
+            their cameras in world units, or the share of one that the other sees.
+        low: Least gap, distance or overlap.
+        high: Greatest gap, distance or overlap; any if left out.
+        max_angle: Greatest angle between the viewing directions, degrees.
+        inputs: Number of input views.
+        targets: Number of views to predict, between the inputs.
+    """
     from sr3d.datasets.views import ViewConfig
+    from sr3d.testset import freeze_shards
 
-    if (data / "index.json").is_file() or data.suffix == ".tar":
-        chosen = BatchConfig(factor=config.factor, views=ViewConfig(target=config.targets))
-        protocol = {"inputs": "first and last view of every clip", "targets": config.targets}
-        return list(ClipBatches(data, chosen, shuffle=False)), protocol
-    capture = read_capture(data, config)
-    protocol = {"typical_depth": capture.depth, "pairs": [asdict(p) for p in capture.pairs], "rule": asdict(config)}
-    return list(capture_batches(capture, config)), protocol
+    config = ViewConfig(by=by, low=low, high=high, max_angle=max_angle, context=inputs, target=targets)
+    items, left_out = freeze_shards(data, output, config)
+    print(f"{items} items, {left_out} clips left out: {output}")
 
 
 def upscale(

@@ -12,13 +12,12 @@ from PIL import Image
 
 COLOR = {"raw": 0, "png": 1, "jpeg": 2}
 DEPTH = {"raw": 0, "zlib": 1, "occi": 2}
-HALF_PIXEL = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
 
 
 def intrinsics(K: np.ndarray) -> np.ndarray:
-    """4x4, pixel centres at +0, of K with pixel centres at +0.5."""
+    """4x4, as the files have them."""
     out = np.eye(4)
-    out[:3, :3] = K - HALF_PIXEL
+    out[:3, :3] = K
     return out
 
 

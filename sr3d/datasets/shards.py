@@ -234,6 +234,15 @@ class ShardReader:
         """Number of clips per shard."""
         return [len(offsets) for offsets in self._offsets]
 
+    def places(self) -> dict[str, tuple[int, int]]:
+        """Name of every clip → its shard and its number there. Without index every clip is read for it."""
+        out = {}
+        for shard, offsets in enumerate(self._offsets):
+            entry = self.shards[shard].entry
+            for clip in range(len(offsets)):
+                out[entry.names[clip] if entry else self.read(shard, clip).name] = (shard, clip)
+        return out
+
     def read(self, shard: int, clip: int) -> StoredClip:
         """One clip.
 

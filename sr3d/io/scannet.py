@@ -2,7 +2,8 @@
 
 color/0.jpg  pose/0.txt (OpenCV camera to world)  intrinsic/intrinsic_color.txt
 depth/0.png (millimetres), intrinsic/intrinsic_depth.txt, and label-filt/0.png or label/0.png are read where they exist.
-Intrinsics there count pixel centres at +0, as all of ScanNet's code does; here they are at +0.5.
+Intrinsics are taken as the files have them, as most code for this data does; whether they count pixel centres at +0 or
++0.5 is not said there, and half a pixel is less than its poses are off.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from sr3d.scene import Scene
 _INTRINSICS = "intrinsic/intrinsic_color.txt"
 _DEPTH_INTRINSICS = "intrinsic/intrinsic_depth.txt"
 _LABELS = ("label-filt", "label")
-_HALF_PIXEL = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
 # The principal points of ScanNet's cameras lie within 3 % of the image's middle.
 _OFF_CENTRE = 0.1
 
@@ -73,7 +73,7 @@ def scannet_frames(folder: Path, on_error: Callable[[str, Sr3dError], None]) -> 
     Raises:
         Sr3dError: There are no images, or intrinsics are missing, damaged, or of another resolution.
     """
-    K = _matrix(folder / _INTRINSICS)[:3, :3] + _HALF_PIXEL
+    K = _matrix(folder / _INTRINSICS)[:3, :3]
     images = list_images(folder / "color")
     if not images:
         raise Sr3dError(folder / "color", "images", "none", "PNG or JPEG images")
@@ -82,7 +82,7 @@ def scannet_frames(folder: Path, on_error: Callable[[str, Sr3dError], None]) -> 
     there = [depth for depth in depths.values() if depth is not None]
     depth_K = None
     if there and (folder / _DEPTH_INTRINSICS).is_file():
-        depth_K = _matrix(folder / _DEPTH_INTRINSICS)[:3, :3] + _HALF_PIXEL
+        depth_K = _matrix(folder / _DEPTH_INTRINSICS)[:3, :3]
         check_centre(depth_K, first_size(there), folder / _DEPTH_INTRINSICS)
     labels = next((name for name in _LABELS if (folder / name).is_dir()), _LABELS[0])
     frames = []

@@ -33,8 +33,6 @@ _DEPTH = ("raw", "zlib", "occi")
 _FRAME = struct.Struct("<16f4Q")
 _MAX_SIDE = 8192
 _MAX_NAME = 4096
-# ScanNet counts pixel centres at +0 (its code takes the integer pixel (x, y) for the ray through K^-1 (x, y, 1)).
-_HALF_PIXEL = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -62,7 +60,7 @@ class Sens:
 
     Attributes:
         path: The file.
-        color_K: Pixels of the colour image, pixel centres at +0.5. [3, 3]
+        color_K: Pixels of the colour image, as the file has it. [3, 3]
         depth_K: The same of the depth map. [3, 3]
         color_size: Width and height.
         depth_size: Width and height.
@@ -193,8 +191,8 @@ class _Reader:
                 raise Sr3dError(self.path, f"extrinsics of the {camera} camera", found, "the identity, as in ScanNet")
         return Sens(
             path=self.path,
-            color_K=matrices[0, :3, :3] + _HALF_PIXEL,
-            depth_K=matrices[2, :3, :3] + _HALF_PIXEL,
+            color_K=matrices[0, :3, :3],
+            depth_K=matrices[2, :3, :3],
             color_size=(sides[0], sides[1]),
             depth_size=(sides[2], sides[3]),
             color_compression=self.name("colour compression", color, _COLOR),

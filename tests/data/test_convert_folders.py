@@ -65,7 +65,7 @@ def tum(folder: Path) -> np.ndarray:
 
 
 def scannet(folder: Path) -> np.ndarray:
-    """An exported scene: colour 1296x968 and depth 640x480 of two cameras, counted from pixel centres at +0."""
+    """An exported scene: colour 1296x968 and depth 640x480 of two cameras."""
     truth = poses(3)
     for i, pose in enumerate(truth):
         write(folder / f"color/{i}.jpg", file_of(picture(1296, 968, i), "JPEG"))
@@ -159,7 +159,7 @@ def test_exported_scannet(tmp_path: Path) -> None:
     truth = scannet(tmp_path / "scene0000_00")
     (clip,), drops = convert(Folders(), tmp_path / "scene0000_00")
     np.testing.assert_allclose(to_world(clip), truth, atol=1e-12)
-    assert clip.views[0].size == (1296, 968) and np.array_equal(clip.views[0].K, matrix(1170, 1171, 648, 484))
+    assert clip.views[0].size == (1296, 968) and np.array_equal(clip.views[0].K, matrix(1170, 1171, 647.5, 483.5))
     assert clip.views[1].image == (tmp_path / "scene0000_00/color/1.jpg").read_bytes()
     depth = decode(clip.views[1].depth)
     assert depth.shape == (968, 1296) and set(np.unique(depth)) <= {0, 2001} and depth[484, 648] == 2001

@@ -23,7 +23,6 @@ def folder(tmp_path: Path, capture) -> tuple[Path, object]:
         np.savetxt(out / f"pose/{number}.txt", np.linalg.inv(c.world_to_cam[i]))
     K = np.eye(4)
     K[:3, :3] = c.K[0]
-    K[:2, 2] -= 0.5  # ScanNet counts pixel centres at +0
     np.savetxt(out / "intrinsic/intrinsic_color.txt", K)
     return out, c
 
@@ -81,4 +80,4 @@ def test_real_frames(scenes):
     np.testing.assert_allclose(scene.cameras.positions[0].numpy(), [1.896290, 2.467417, 1.399475], atol=1e-6)
     # The third column of the camera-to-world rotation in the file is the viewing direction.
     np.testing.assert_allclose(scene.cameras.world_to_cam[0, 2, :3].numpy(), [0.608144, 0.561630, -0.561010], atol=1e-5)
-    assert scene.cameras.K[0, 0, 2].item() == pytest.approx(318.905426 + 0.5, abs=1e-3)
+    assert scene.cameras.K[0, 0, 2].item() == pytest.approx(318.905426, abs=1e-3)

@@ -37,7 +37,6 @@ def test_what_was_written_is_read(tmp_path, color, depth):
     data = sens_bytes(poses, images, counts, COLOR_K, DEPTH_K, color=color, depth=depth, shift=2000.0)
     sens = read_sens(write(tmp_path / "a.sens", data))
     assert (sens.color_size, sens.depth_size, len(sens.frames)) == (*SIZES, 3)
-    # ScanNet's pixel centres at +0 have become +0.5.
     np.testing.assert_allclose(sens.color_K, COLOR_K, atol=1e-6)
     np.testing.assert_allclose(sens.depth_K, DEPTH_K, atol=1e-6)
     for i in (2, 0, 1):  # in any order
