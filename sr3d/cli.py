@@ -11,9 +11,10 @@ from jsonargparse import ArgumentParser
 from sr3d import verbs
 from sr3d.errors import Sr3dError
 
-VERBS: dict[str, Callable[..., None]] = {
+VERBS: dict[str, Callable[..., int | None]] = {
     "doctor": verbs.doctor,
     "pack": verbs.pack,
+    "inspect": verbs.inspect,
     "train": verbs.train,
     "freeze": verbs.freeze,
     "eval": verbs.evaluate,
@@ -28,7 +29,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one verb; None takes the command line.
 
     Returns:
-        Exit status: 0, or 2 for wrong input (one line `error: ...` on standard error). Unknown options exit with 2 too.
+        Exit status: 0; 1 if `inspect` finds that training would go wrong; 2 for wrong input (one line `error: ...` on
+        standard error). Unknown options exit with 2 too.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
@@ -39,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> int:
             verbs.pack(*words[1:])
         else:
             parsed = build_parser().parse_args(["--output" if w == "-o" else w for w in words])
-            VERBS[parsed.verb](**parsed[parsed.verb].as_dict())
+            return VERBS[parsed.verb](**parsed[parsed.verb].as_dict()) or 0
     except Sr3dError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -56,11 +58,11 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def _summary(function: Callable[..., None]) -> str:
+def _summary(function: Callable[..., int | None]) -> str:
     return (function.__doc__ or "").splitlines()[0]
 
 
-def _verb_parser(function: Callable[..., None]) -> ArgumentParser:
+def _verb_parser(function: Callable[..., int | None]) -> ArgumentParser:
     """Positional parameters become arguments, keyword-only ones options."""
     parser = ArgumentParser(description=_summary(function))
     parameters = [p for p in signature(function).parameters.values() if p.kind != Parameter.VAR_POSITIONAL]

@@ -33,6 +33,22 @@ def pack(*arguments: str) -> None:
     main(arguments)
 
 
+def inspect(path: Path, *, output: Path | None = None) -> int:
+    """Say what shards, a scene folder or a Gaussian file hold, and every violation with its fix; 1 if it is unusable.
+
+    Args:
+        path: Folder of shards, index.json, tar file, scene folder, .ply or .sr3d.
+        output: Folder for the pictures (or -o); outputs/inspect/NAME if left out.
+    """
+    from rich.console import Console
+
+    from sr3d.inspection import inspect as look
+
+    report = look(path, output)
+    report.show(Console())
+    return 0 if report.usable else 1
+
+
 def train(*arguments: str) -> None:
     """Train by a YAML file: `sr3d train --config configs/demo.yaml`, any key can be overridden.
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from sr3d.inspection.mistakes import Convention, Mistake, depth_mistake, usual_mistakes
+from sr3d.inspection.mistakes import SCALED, Convention, Mistake, depth_mistake, usual_mistakes
 from sr3d.inspection.report import Report, some
 from sr3d.inspection.reproject import Agreement, all_pairs, compare, near_pairs
 from sr3d.scene import Scene
@@ -21,7 +21,7 @@ LEAST_SAME, GOOD_SAME = 0.75, 0.85
 _LEAST_COLOR, _GOOD_COLOR = 0.3, 0.6
 _LEAST_GAIN, _LEAST_WINS = 1.01, 0.7
 _NEAR = 6  # views: those a single view is judged by
-_TRIED, _COARSE, _FINE = 120, 16, 30
+_TRIED, _COARSE, _FINE = 80, 16, 30
 
 
 @dataclass(kw_only=True)
@@ -58,7 +58,9 @@ class DepthCheck:
         pairs = int(self.given.seen.sum())
         verdict = "passes" if self.passed else "FAILS"
         text = f"{_percent(same)} of the depth agrees within 5 %, median difference {_percent(error)}"
-        report.facts["reprojection"] = f"{verdict}: {text} ({pairs} pairs of views)" if pairs else f"{verdict}: no overlap"
+        report.facts["reprojection"] = (
+            f"{verdict}: {text} ({pairs} pairs of views)" if pairs else f"{verdict}: no overlap"
+        )
         report.facts["colour"] = f"correlation {color:.2f} between views of one surface, {chance:.2f} by chance"
         if self.mistake is not None and self.corrected is not None:
             better, smaller, closer, _ = self.corrected.typical()
@@ -67,8 +69,12 @@ class DepthCheck:
             rises += f", the correlation of colours from {color:.2f} to {closer:.2f}, if {self.mistake.reading}"
             report.error("cameras and depth", rises, self.mistake.fix)
         elif same < LEAST_SAME or color < _LEAST_COLOR:
-            found = f"only {text}; correlation of colours {color:.2f}" if pairs else "no view shows what another one shows"
-            fix = "none of the usual mistakes explains it: check the order of the frames, poses, K and the unit of depth"
+            found = (
+                f"only {text}; correlation of colours {color:.2f}" if pairs else "no view shows what another one shows"
+            )
+            fix = (
+                "none of the usual mistakes explains it: check the order of the frames, poses, K and the unit of depth"
+            )
             report.error("cameras and depth", found, fix)
         elif same < GOOD_SAME or color < _GOOD_COLOR:
             fix = "look at the contact sheet and at the poses: training survives this, at a loss of sharpness"
@@ -102,14 +108,16 @@ def check_depth(scene: Scene, convention: Convention) -> DepthCheck:
     given = compare(scene, all_pairs(len(scene)), _FINE)
     out = DepthCheck(given=given)
     out.mistake = find_mistake(scene, usual_mistakes(scene, convention), depth_score)
-    if out.mistake is None and given.typical()[0] < LEAST_SAME:
-        out.mistake = _other_scale(scene, convention)
+    scaled = out.mistake is not None and out.mistake.reading.startswith(SCALED)
+    if scaled or (out.mistake is None and given.typical()[0] < LEAST_SAME):
+        out.mistake = _other_scale(scene, convention, out.mistake)
     judged = scene if out.mistake is None else out.mistake.correct(scene)
     after = given if out.mistake is None else compare(judged, given.pairs, _FINE)
     out.corrected = None if out.mistake is None else after
     # What a common mistake spoils says nothing of single views.
     if after.typical()[0] >= LEAST_SAME:
-        out.wrong, out.doubtful, out.alone = odd_views(after, len(scene))
+        shares, limits = (0.8, 0.9), (0.02, 0.01)
+        out.wrong, out.doubtful, out.alone = odd_views(after.pairs, after.same, after.error, len(scene), shares, limits)
     out.still = bool(depth_score(_held(judged), given.pairs, _COARSE).mean() > 0.95 * after.score.mean() > 0)
     return out
 
@@ -119,7 +127,9 @@ def depth_score(scene: Scene, pairs: Int[Tensor, "p 2"], columns: int) -> Float6
     return compare(scene, pairs, columns).score
 
 
-def find_mistake(scene: Scene, mistakes: Sequence[Mistake], score: Score) -> Mistake | None:
+def find_mistake(
+    scene: Scene, mistakes: Sequence[Mistake], score: Score, pairs: Int[Tensor, "p 2"] | None = None
+) -> Mistake | None:
     """The mistake without which the views agree best, where that is clearly better than what is given.
 
     Clearly: the mean score is higher, and so is the score of most pairs.
@@ -128,15 +138,16 @@ def find_mistake(scene: Scene, mistakes: Sequence[Mistake], score: Score) -> Mis
         scene: Posed views.
         mistakes: Candidates.
         score: Agreement of pairs of views; the last argument is how closely to look.
+        pairs: Views to compare; near ones, the same every time, if None.
     """
-    pairs = near_pairs(len(scene), _TRIED)
-    means = torch.stack([score(m.correct(scene), pairs, _COARSE).mean() for m in mistakes])
+    some_pairs = near_pairs(len(scene), _TRIED) if pairs is None else pairs
+    means = torch.stack([score(m.correct(scene), some_pairs, _COARSE).mean() for m in mistakes])
     finalists = [mistakes[i] for i in means.argsort(descending=True, stable=True)[:3].tolist()]
-    pairs = near_pairs(len(scene), 4 * _TRIED)
-    given = score(scene, pairs, _FINE)
+    more_pairs = near_pairs(len(scene), 3 * _TRIED) if pairs is None else pairs
+    given = score(scene, more_pairs, _FINE)
     best, best_mean = None, _LEAST_GAIN * float(given.mean()) + 1e-3
     for mistake in finalists:
-        found = score(mistake.correct(scene), pairs, _FINE)
+        found = score(mistake.correct(scene), more_pairs, _FINE)
         differs = (found - given).abs() > 1e-3
         wins = float((found > given)[differs].double().mean()) if differs.any() else 0.0
         if float(found.mean()) > best_mean and wins > _LEAST_WINS:
@@ -144,36 +155,59 @@ def find_mistake(scene: Scene, mistakes: Sequence[Mistake], score: Score) -> Mis
     return best
 
 
-def _other_scale(scene: Scene, convention: Convention) -> Mistake | None:
-    """Any other factor between depth and positions, to about two percent."""
-    factors = torch.logspace(-3, 3, 121).tolist()
+def _other_scale(scene: Scene, convention: Convention, known: Mistake | None) -> Mistake | None:
+    """Any factor between depth and positions, to about one percent; `known` where that explains the data as well."""
+    factors = torch.logspace(-3.5, 3.5, 141).tolist()
     pairs = near_pairs(len(scene), _TRIED)
-    for spread in (0.05, 0.012):
-        scores = [float(depth_score(depth_mistake(f, convention).correct(scene), pairs, _COARSE).mean()) for f in factors]
+    for spread in (0.08, 0.02, 0.0):
+        tried = [depth_mistake(f, convention).correct(scene) for f in factors]
+        scores = [float(depth_score(other, pairs, _COARSE).mean()) for other in tried]
         best = factors[max(range(len(factors)), key=scores.__getitem__)]
         factors = [best * (1 + spread * k / 4) for k in range(-4, 5)]
-    return find_mistake(scene, [depth_mistake(best, convention)], depth_score)
+    found = [depth_mistake(best, convention)] + ([] if known is None else [known])
+    if known is not None and max(scores) < 1.02 * float(depth_score(known.correct(scene), pairs, _COARSE).mean()):
+        return known
+    return find_mistake(scene, found, depth_score)
 
 
 def _held(scene: Scene) -> Scene:
     """All cameras where the first one is."""
     cameras = scene.posed()
-    return replace(scene, cameras=replace(cameras, world_to_cam=cameras.world_to_cam[:1].expand_as(cameras.world_to_cam)))
+    return replace(
+        scene, cameras=replace(cameras, world_to_cam=cameras.world_to_cam[:1].expand_as(cameras.world_to_cam))
+    )
 
 
-def odd_views(agreement: Agreement, views: int) -> tuple[list[int], list[int], list[int]]:
-    """Views that disagree with the others (wrong), that agree less than the others (doubtful), that cannot be judged."""
-    near = (agreement.pairs[:, 0] - agreement.pairs[:, 1]).abs() <= _NEAR
-    same, error = torch.full((2, views), torch.nan, dtype=torch.float64)
+def odd_views(
+    pairs: Int[Tensor, "p 2"],
+    same: Float64[Tensor, " p"],
+    error: Float64[Tensor, " p"],
+    views: int,
+    shares: tuple[float, float],
+    limits: tuple[float, float],
+) -> tuple[list[int], list[int], list[int]]:
+    """Views that disagree with the others (wrong), that agree less than the others (doubtful), that cannot be judged.
+
+    Args:
+        pairs: Pairs of views.
+        same: Share on which a pair agrees; NaN where it cannot be judged.
+        error: Median error of a pair.
+        views: Number of views.
+        shares: A view is wrong, doubtful, where its `same` is less than these shares of the usual one.
+        limits: Errors up to which a view is neither wrong, nor doubtful, by its error.
+    """
+    near = (pairs[:, 0] - pairs[:, 1]).abs() <= _NEAR
+    usual_same, usual_error = torch.full((2, views), torch.nan, dtype=torch.float64)
     for i in range(views):
-        mine = (agreement.pairs == i).any(dim=1) & agreement.seen
+        mine = (pairs == i).any(dim=1) & ~same.isnan()
         mine = mine & near if (mine & near).any() else mine
         if mine.any():
-            same[i], error[i] = agreement.same[mine].nanmedian(), agreement.error[mine].nanmedian()
-    usual_same, usual_error = same.nanmedian(), error.nanmedian()
-    wrong = (same < 0.8 * usual_same) | ((error > 4 * usual_error) & (error > 0.02))
-    doubtful = ((same < 0.9 * usual_same) | ((error > 2 * usual_error) & (error > 0.01))) & ~wrong
-    return (*(m.nonzero()[:, 0].tolist() for m in (wrong, doubtful, same.isnan())),)
+            usual_same[i], usual_error[i] = same[mine].nanmedian(), error[mine].nanmedian()
+    low, high = usual_same / usual_same.nanmedian(), usual_error / usual_error.nanmedian()
+    wrong = (low < shares[0]) | ((high > 4) & (usual_error > limits[0]))
+    doubtful = ((low < shares[1]) | ((high > 2) & (usual_error > limits[1]))) & ~wrong
+    lists = [mask.nonzero()[:, 0].tolist() for mask in (wrong, doubtful, usual_same.isnan())]
+    return lists[0], lists[1], lists[2]
 
 
 def _percent(share: float) -> str:

@@ -24,6 +24,7 @@ _NAMES = {
     "forward, right, down": "aircraft's (north-east-down)",
 }
 _DEPTH_SCALES = (1000, 100, 10, 5, 4, 2, 3.90625)
+SCALED = "depths are multiplied by"
 _K_SCALES = (2, 3, 4, 1.5, 1296 / 640)
 
 
@@ -158,7 +159,9 @@ def _lens_mistakes(scene: Scene) -> Iterator[Mistake]:
     """K of another resolution, or of the image turned by 90 degrees."""
     cameras = scene.posed()
     K = cameras.K.double().median(dim=0).values
-    factors = sorted({*_K_SCALES, *(1 / f for f in _K_SCALES)}, key=lambda f: abs(f - cameras.width / float(2 * K[0, 2])))
+    factors = sorted(
+        {*_K_SCALES, *(1 / f for f in _K_SCALES)}, key=lambda f: abs(f - cameras.width / float(2 * K[0, 2]))
+    )
     for factor in factors:
         scale = torch.tensor([factor, factor, 1.0], dtype=torch.float64)
         text = f"K is multiplied by {factor:.4g}"
@@ -202,7 +205,7 @@ def depth_mistake(factor: float, convention: Convention) -> Mistake:
 
     text = f"{factor:.4g}" if factor >= 1 else f"1/{1 / factor:.4g}"
     fix = f"multiply {convention.unit} by {factor:.4g}, or divide all camera positions by it"
-    return Mistake(reading=f"depths are multiplied by {text}", fix=fix, correct=correct)
+    return Mistake(reading=f"{SCALED} {text}", fix=fix, correct=correct)
 
 
 def ray_mistake() -> Mistake:

@@ -47,7 +47,9 @@ class Agreement:
         """Medians of same, error, color and chance over the pairs that share enough; zeros (error inf) if none does."""
         if not self.seen.any():
             return 0.0, float("inf"), 0.0, 0.0
-        same, error, color, chance = (v[self.seen].nanmedian() for v in (self.same, self.error, self.color, self.chance))
+        same, error, color, chance = (
+            v[self.seen].nanmedian() for v in (self.same, self.error, self.color, self.chance)
+        )
         return float(same), float(error), float(color), float(chance)
 
 
@@ -136,12 +138,8 @@ def _score(
     return torch.where(both, points, 0).sum(-1) / total
 
 
-def _correlation(
-    a: Float[Tensor, "p n"], b: Float[Tensor, "p n"], mask: Bool[Tensor, "p n"]
-) -> Float64[Tensor, " p"]:
+def _correlation(a: Float[Tensor, "p n"], b: Float[Tensor, "p n"], mask: Bool[Tensor, "p n"]) -> Float64[Tensor, " p"]:
     """Pearson correlation over the points of a mask; 0 where nothing varies."""
     count = mask.sum(-1, keepdim=True).clamp_min(1)
-    da, db = (
-        torch.where(mask, x - torch.where(mask, x, 0).sum(-1, keepdim=True) / count, 0) for x in (a, b)
-    )
+    da, db = (torch.where(mask, x - torch.where(mask, x, 0).sum(-1, keepdim=True) / count, 0) for x in (a, b))
     return (da * db).sum(-1) / ((da**2).sum(-1) * (db**2).sum(-1)).sqrt().clamp_min(1e-12)
