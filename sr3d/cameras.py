@@ -178,10 +178,23 @@ class Cameras:
         Raises:
             Sr3dError: A pose is not finite or not a rotation, or K is not finite, not in pixels, or has fx, fy ≤ 0.
         """
-        for i, (pose, K) in enumerate(zip(self.world_to_cam.reshape(-1, 4, 4), self.K.reshape(-1, 3, 3))):
+        poses, Ks = self.world_to_cam.reshape(-1, 4, 4), self.K.reshape(-1, 3, 3)
+        for i in _suspects(poses, Ks, self.width, self.height):
             name = names[i] if names else f"camera {i}"
-            _check_pose(pose, source, name)
-            _check_intrinsics(K, self.width, self.height, source, name)
+            _check_pose(poses[i], source, name)
+            _check_intrinsics(Ks[i], self.width, self.height, source, name)
+
+
+def _suspects(poses: Float[Tensor, "c 4 4"], Ks: Float[Tensor, "c 3 3"], width: int, height: int) -> list[int]:
+    """Cameras that may fail a check; all are tested at once, since clips of hundreds are read again and again."""
+    rotation = poses[:, :3, :3].double()
+    off = (rotation @ rotation.mT - torch.eye(3, dtype=torch.float64, device=poses.device)).abs().amax((1, 2))
+    turned = (torch.linalg.cross(rotation[:, 0], rotation[:, 1]) * rotation[:, 2]).sum(-1)
+    last = (poses[:, 3] - torch.tensor([0, 0, 0, 1], dtype=poses.dtype, device=poses.device)).abs().amax(1)
+    # Written so that NaN fails.
+    good = (off <= 1e-3) & (turned > 0) & (last <= 1e-5) & poses.isfinite().all(2).all(1)
+    good &= Ks.isfinite().all(2).all(1) & (Ks[:, 0, 0] >= 0.1 * width) & (Ks[:, 1, 1] >= 0.1 * height)
+    return (~good).nonzero()[:, 0].tolist()
 
 
 def _check_pose(pose: Tensor, source: str | Path, name: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from sr3d.cameras import Cameras
@@ -19,7 +19,7 @@ class Scene:
     """V views of one place, all of one image size; leading axes [...] are a batch of such scenes (see `stack`).
 
     Attributes:
-        images: RGB in [0, 1]. [..., V, H, W, 3]
+        images: RGB in [0, 1]. [..., V, H, W, 3] Inside the data loader also uint8, 0 to 255: see `unpacked`.
         cameras: V cameras [..., V], or None where poses are unknown.
         depths: z-depth in world units, 0 where unknown. [..., V, H, W]
         labels: Class or instance id of every pixel. [..., V, H, W]
@@ -28,7 +28,7 @@ class Scene:
         name: Name shown in reports.
     """
 
-    images: Float[Tensor, "*batch v h w 3"]
+    images: Float[Tensor, "*batch v h w 3"] | UInt8[Tensor, "*batch v h w 3"]
     cameras: Cameras | None = None
     depths: Float[Tensor, "*batch v h w"] | None = None
     labels: Int[Tensor, "*batch v h w"] | None = None
@@ -69,6 +69,10 @@ class Scene:
             points=None if self.points is None else self.points.to(device),
         )
 
+    def unpacked(self) -> Scene:
+        """The scene with floating-point images; 8-bit ones take a quarter of the way from loader to device."""
+        return self if self.images.is_floating_point() else replace(self, images=self.images.float().div_(255))
+
     @staticmethod
     def stack(scenes: Sequence[Scene]) -> Scene:
         """A batch [B, V, ...] of posed scenes of equal view count and size; sparse points are left out.
@@ -85,14 +89,14 @@ class Scene:
         depths = [s.depths for s in scenes if s.depths is not None]
         labels = [s.labels for s in scenes if s.labels is not None]
         return Scene(
-            images=torch.stack([s.images for s in scenes]),
+            images=_stacked([s.images for s in scenes]),
             cameras=replace(
                 cameras[0],
                 world_to_cam=torch.stack([c.world_to_cam for c in cameras]),
                 K=torch.stack([c.K for c in cameras]),
             ),
-            depths=torch.stack(depths) if len(depths) == len(scenes) else None,
-            labels=torch.stack(labels) if len(labels) == len(scenes) else None,
+            depths=_stacked(depths) if len(depths) == len(scenes) else None,
+            labels=_stacked(labels) if len(labels) == len(scenes) else None,
             name=", ".join(s.name for s in scenes),
         )
 
@@ -105,3 +109,8 @@ class Scene:
         if self.cameras is None:
             raise Sr3dError(self.name, "cameras", "images without poses", "poses (transforms.json or a COLMAP model)")
         return self.cameras
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """A new first axis; one tensor is not copied for it."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))

@@ -35,6 +35,10 @@ class Batch:
         """Copy to `device`."""
         return Batch(context=self.context.to(device), high=self.high.to(device), target=self.target.to(device))
 
+    def unpacked(self) -> Batch:
+        """The batch with floating-point images."""
+        return Batch(context=self.context.unpacked(), high=self.high.unpacked(), target=self.target.unpacked())
+
     @staticmethod
     def stack(batches: Sequence[Batch]) -> Batch:
         """Clips of equal sizes and view counts as one batch [B, ...].
@@ -82,9 +86,19 @@ def make_batch(
         outside = len(inputs) > 1 and not min(inputs) < i < max(inputs)
         if i in inputs or outside:
             raise Sr3dError(clip.name, "target view", i, f"a view between the inputs {sorted(inputs)}, not one of them")
-    high = clip.views(context)
-    low = reduce_scene(high, factor) if config is None else degrade_scene(high, factor, config, seed)
-    return Batch(context=low, high=high, target=clip.views(target))
+    return reduced_batch(clip.views(context), clip.views(target), factor, config, seed)
+
+
+def reduced_batch(
+    high: Scene, target: Scene, factor: int | float, config: DegradeConfig | None = None, seed: int = 0
+) -> Batch:
+    """Inputs at full resolution and targets, with the inputs reduced; arguments and errors as for `make_batch`.
+
+    Images of 8 bits stay so, but for the reduced ones.
+    """
+    whole = high.unpacked()
+    low = reduce_scene(whole, factor) if config is None else degrade_scene(whole, factor, config, seed)
+    return Batch(context=low, high=high, target=target)
 
 
 def reduce_scene(scene: Scene, factor: int | float) -> Scene:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from sr3d.datasets.batch import Batch
 from sr3d.datasets.degrade import DegradeConfig
-from sr3d.datasets.reader import BatchConfig, ClipBatches, ClipLoader
+from sr3d.datasets.reader import BatchConfig, ClipBatches, ClipLoader, Source
 from sr3d.datasets.shards import read_index
 from sr3d.datasets.views import ViewConfig
 from sr3d.errors import Sr3dError
@@ -75,22 +76,19 @@ class ClipDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> ClipLoader:
         """Shuffled clips with randomly chosen views; another order in every epoch, equally many batches everywhere."""
-        epoch, rank, world = self._place()
-        batches = ClipBatches(
-            self.train_shards, self.train_config, shuffle=True, rank=rank, world=world, remote=self.remote
-        )
+        batches = self._batches(self.train_shards, self.train_config, shuffle=True)
         left = f"; {batches.left_out} that do not divide wait for another epoch" if batches.left_out else ""
         rank_zero_info(f"{sum(batches.sizes):,} clips: {len(batches):,} batches per epoch and process{left}")
         self.train_batches = batches
-        return ClipLoader(batches, self.workers, epoch)
+        return ClipLoader(batches, self.workers, self.trainer.current_epoch if self.trainer else 0)
 
     def val_dataloader(self) -> ClipLoader:
         """All clips in stored order, views spread evenly; the same in every epoch."""
-        _, rank, world = self._place()
-        batches = ClipBatches(
-            self.val_shards, self.val_config, shuffle=False, rank=rank, world=world, remote=self.remote
-        )
-        return ClipLoader(batches, self.workers)
+        return ClipLoader(self._batches(self.val_shards, self.val_config, shuffle=False), self.workers)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Floating-point images, made on the device."""
+        return batch.unpacked()
 
     def counts(self) -> dict[str, int]:
         """What happened while training data was read in this process: retries, downloads, bytes, unfit clips."""
@@ -103,10 +101,10 @@ class ClipDataModule(L.LightningDataModule):
         if stage == "fit" and counts:
             rank_zero_info("reading, first process: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
 
-    def _place(self) -> tuple[int, int, int]:
-        """Epoch, number of this process, number of processes."""
-        t = self.trainer
-        return (t.current_epoch, t.global_rank, t.world_size) if t else (0, 0, 1)
+    def _batches(self, source: Source, config: BatchConfig, *, shuffle: bool) -> ClipBatches:
+        """The batches of this process."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return ClipBatches(source, config, shuffle=shuffle, rank=rank, world=world, remote=self.remote, packed=True)
 
 
 def check_disjoint(train: str | list[str], val: str | list[str], remote: RemoteConfig) -> None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sr3d.datasets.batch import Batch, make_batch, resize_scene
+from sr3d.datasets.batch import Batch, reduced_batch, resize_scene
 from sr3d.datasets.degrade import DegradeConfig
 from sr3d.datasets.order import rank_order, shares
 from sr3d.datasets.sample import StoredClip
@@ -102,6 +102,8 @@ class ClipBatches(IterableDataset[Batch]):
         rank: Number of this process.
         world: Number of processes.
         remote: How addresses are read.
+        packed: Leave full-resolution images in 8 bits where they are not resized: `Batch.unpacked`, on the device,
+            makes floats of them.
 
     Attributes:
         counters: Downloads and retries so far, over all workers.
@@ -120,10 +122,11 @@ class ClipBatches(IterableDataset[Batch]):
         rank: int = 0,
         world: int = 1,
         remote: RemoteConfig | None = None,
+        packed: bool = False,
     ) -> None:
         super().__init__()
         remote = remote or RemoteConfig()
-        self.config, self.shuffle, self.rank, self.world = config, shuffle, rank, world
+        self.config, self.shuffle, self.rank, self.world, self.packed = config, shuffle, rank, world, packed
         self.counters = Counters(_WORKERS)
         sets = [[name] for name in source] if isinstance(source, Mapping) else [source]
         self.readers = [ShardReader(list_shards(s, remote), remote, self.counters) for s in sets]
@@ -200,12 +203,12 @@ class ClipBatches(IterableDataset[Batch]):
         clip = self._fitting(group, number, inputs)
         rng = np.random.default_rng([config.seed, turn, group, number]) if self.shuffle else None
         context, target = choose_views(config.views, clip.cameras, self._overlap(clip), inputs, rng, clip.name)
-        used = sorted({*context, *target})
-        scene = clip.scene(used)
-        scene = scene if config.image_size is None else resize_scene(scene, config.image_size)
+        high, other = clip.packed(context), clip.packed(target)
+        if config.image_size is not None:
+            high, other = (resize_scene(s.unpacked(), config.image_size) for s in (high, other))
         seed = 0 if rng is None else int(rng.integers(2**62))
-        places = [used.index(i) for i in context], [used.index(i) for i in target]
-        return make_batch(scene, *places, config.factor, config.degrade, seed, anywhere=True)
+        batch = reduced_batch(high, other, config.factor, config.degrade, seed)
+        return batch if self.packed else batch.unpacked()
 
     def _fitting(self, group: int, number: int, inputs: int) -> StoredClip:
         problem: Sr3dError | None = None

@@ -192,15 +192,17 @@ class StoredClip:
         Raises:
             Sr3dError: A member is missing, cut off, no image, or of another size than the cameras.
         """
+        return self.packed(views).unpacked()
+
+    def packed(self, views: Sequence[int] | None = None) -> Scene:
+        """As `scene`, with images in 8 bits."""
         chosen = list(range(len(self))) if views is None else [i % len(self) for i in views]
         cameras, size = self.cameras.index(chosen), (self.cameras.height, self.cameras.width)
         # Stored as the source says; made exactly rigid here, as `load_scene` does.
         cameras = replace(cameras, world_to_cam=snap(cameras.world_to_cam))
-        images = np.empty((len(chosen), *size, 3), np.float32)
-        for n, i in enumerate(chosen):
-            suffix = self._head["images"][i]
-            pixels = self._decode(f"{i:03d}.{suffix}", suffix, cv2.IMREAD_COLOR_RGB, (*size, 3))
-            np.divide(pixels, np.float32(255), out=images[n], dtype=np.float32)
+        suffixes = self._head["images"]
+        names = [(f"{i:03d}.{suffixes[i]}", suffixes[i]) for i in chosen]
+        images = [self._decode(name, suffix, cv2.IMREAD_COLOR_RGB, (*size, 3)) for name, suffix in names]
         depths = labels = None
         if self.has_depth:
             units = np.array(self._head["depth_unit"], np.float64)[chosen].astype(np.float32)
@@ -209,7 +211,7 @@ class StoredClip:
             kind = "semantics" if self.has_semantics else "labels"
             labels = torch.from_numpy(self._maps(kind, chosen, size).astype(np.int64))
         return Scene(
-            images=torch.from_numpy(images),
+            images=torch.from_numpy(images[0][None] if len(images) == 1 else np.stack(images)),
             cameras=cameras.to(torch.float32),
             depths=depths,
             labels=labels,

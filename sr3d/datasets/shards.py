@@ -20,7 +20,7 @@ import webdataset as wds
 from sr3d.datasets.clip import Clip, ImageFormat, scene_clip
 from sr3d.datasets.index import FILE, Index, ShardEntry, parse_index
 from sr3d.datasets.sample import StoredClip, encode_sample
-from sr3d.datasets.tar import BLOCK, samples
+from sr3d.datasets.tar import samples
 from sr3d.errors import Sr3dError
 from sr3d.io.remote import Counters, RemoteConfig, expand, fetch_open, is_remote, join, read_bytes
 from sr3d.scene import Scene
@@ -251,10 +251,11 @@ class ShardReader:
         """
         offsets, last = self._offsets[shard], clip + 1 == len(self._offsets[shard])
         url, start = self.shards[shard].url, offsets[clip]
-        with _open(self.shards[shard], self.remote, self.counters) as file:
-            file.seek(start)
-            data = file.read() if last else file.read(offsets[clip + 1] - start) + bytes(BLOCK)
-        found = next(samples(memoryview(data), url), None)
+        # Mapped, not read: most views of a long clip are not looked at.
+        page = start % mmap.ALLOCATIONGRANULARITY
+        length = 0 if last else page + offsets[clip + 1] - start
+        data = _mapped(self.shards[shard], self.remote, self.counters, start - page, length)[page:]
+        found = next(samples(data, url, whole=last), None)
         if found is None:
             raise Sr3dError(url, f"sample at byte {start}", "nothing", "a clip (index.json)")
         return StoredClip(found[2], url, found[1])
@@ -274,11 +275,13 @@ def _open(shard: Shard, remote: RemoteConfig, counters: Counters | None = None) 
         raise Sr3dError(shard.url, "tar file", error.strerror or error, "a readable tar file") from None
 
 
-def _mapped(shard: Shard, remote: RemoteConfig, counters: Counters | None = None) -> memoryview:
-    """The bytes of a shard, not copied; they are given back when nobody looks at them any more."""
+def _mapped(
+    shard: Shard, remote: RemoteConfig, counters: Counters | None = None, start: int = 0, length: int = 0
+) -> memoryview:
+    """Bytes of a shard (all from `start` on if `length` is 0), not copied; given back when nobody looks at them."""
     try:
         with _open(shard, remote, counters) as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return memoryview(mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start))
     except (OSError, ValueError) as error:
         if isinstance(error, Sr3dError):
             raise

@@ -14,8 +14,13 @@ _MEMBER = re.compile(
 )
 
 
-def samples(data: memoryview, source: str) -> Iterator[tuple[int, str, dict[str, memoryview]]]:
+def samples(data: memoryview, source: str, whole: bool = True) -> Iterator[tuple[int, str, dict[str, memoryview]]]:
     """Offset in bytes, key and members (ending → content, not copied) of every sample.
+
+    Args:
+        data: A tar file; or, if it is not `whole`, some members of one.
+        source: File named in errors.
+        whole: Ask for the block of zeros that ends a tar file.
 
     Members of one sample follow each other; a sample that starts anew is an error.
 
@@ -24,7 +29,7 @@ def samples(data: memoryview, source: str) -> Iterator[tuple[int, str, dict[str,
             a link, a device), a name occurs twice, or the file ends early.
     """
     first, key, members, seen = 0, "", dict[str, memoryview](), set[str]()
-    for offset, name, content in _files(data, source):
+    for offset, name, content in _files(data, source, whole):
         match = _MEMBER.fullmatch(name)
         if match is None:
             expected = "names such as 000000-0000.clip.json, 000000-0000.000.jpg, 000000-0000.000.depth.png"
@@ -43,10 +48,10 @@ def samples(data: memoryview, source: str) -> Iterator[tuple[int, str, dict[str,
         yield first, key, members
 
 
-def _files(data: memoryview, source: str) -> Iterator[tuple[int, str, memoryview]]:
+def _files(data: memoryview, source: str, whole: bool) -> Iterator[tuple[int, str, memoryview]]:
     """Offset, name and content of every member up to the block of zeros that ends a tar file."""
     at = 0
-    while True:
+    while whole or at < len(data):
         header = data[at : at + BLOCK].tobytes()
         if len(header) < BLOCK:
             raise Sr3dError(
@@ -74,6 +79,7 @@ def _checked_size(header: bytes, source: str, at: int) -> int:
         size, checksum = int(header[124:136].strip(b" \0") or b"0", 8), int(header[148:156].strip(b" \0"), 8)
     except ValueError:
         raise Sr3dError(source, "tar file", f"no header at byte {at}", "an uncompressed ustar file") from None
-    if sum(header[:148]) + 8 * 32 + sum(header[156:]) != checksum or size < 0:
+    # The checksum counts its own eight bytes as blanks.
+    if sum(header) - sum(header[148:156]) + 8 * 32 != checksum or size < 0:
         raise Sr3dError(source, "tar file", f"a damaged header at byte {at}", "the header's checksum")
     return size
