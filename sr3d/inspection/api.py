@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sr3d.errors import Sr3dError
@@ -22,8 +23,6 @@ def inspect(path: str | Path, output: str | Path | None = None) -> Report:
     Raises:
         Sr3dError: There is nothing that can be read, or a picture cannot be written.
     """
-    from sr3d.inspection.scene import inspect_scene
-
     path = Path(path)
     if not path.exists():
         expected = "a folder of shards, an index.json, a .tar, a scene folder, a .ply or a .sr3d file"
@@ -33,4 +32,19 @@ def inspect(path: str | Path, output: str | Path | None = None) -> Report:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Sr3dError(folder, "output", error.strerror or error, "a folder that can be written") from error
-    return inspect_scene(path, folder)
+    return _inspector(path)(path, folder)
+
+
+def _inspector(path: Path) -> Callable[[Path, Path], Report]:
+    """What inspects a path, by its name and content."""
+    if path.suffix in (".ply", ".sr3d"):
+        from sr3d.inspection.gaussians import inspect_gaussians
+
+        return inspect_gaussians
+    if path.suffix == ".tar" or path.name == "index.json" or (path / "index.json").is_file():
+        from sr3d.inspection.shards import inspect_shards
+
+        return inspect_shards
+    from sr3d.inspection.scene import inspect_scene
+
+    return inspect_scene

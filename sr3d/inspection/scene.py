@@ -71,9 +71,19 @@ def check_views(
     unit: float | None,
     points: Float[Tensor, "p 3"] | None,
     output: Path,
-    stem: str = "cameras",
+    stem: str | None = "cameras",
 ) -> list[int]:
-    """All checks of posed views of one place, and their top view; returns the views that are wrong."""
+    """All checks of posed views of one place, and their top view; returns the views that are wrong.
+
+    Args:
+        report: Extended.
+        shots: The views.
+        convention: Of the files, for the wording of fixes.
+        unit: World units per count of integer depth files; None for other ones.
+        points: Sparse points, world frame. [P, 3]
+        output: Folder of the top view.
+        stem: Name of the top view; none is drawn if None.
+    """
     check_intrinsics(report, shots)
     with_depth = any(s.depths is not None for s in shots)
     if with_depth:
@@ -93,12 +103,13 @@ def check_views(
     check: DepthCheck | MatchCheck
     check = check_depth(scene, convention) if median else check_matches(scene, [s.grey for s in same], convention)
     check.tell(report, [s.name for s in same], convention)
-    cloud = _points(scene)
-    picture = output / f"{stem}.png"
-    title = f"{report.path.name}: {len(same)} cameras from above"
-    kept = scene.posed()
-    top_view(poses, kept.K.numpy(), kept.width, picture, title=title, points=cloud, depth=median, bad=check.wrong)
-    report.pictures.append(picture)
+    if stem is not None:
+        kept = scene.posed()
+        title = f"{report.path.name}: {len(same)} cameras from above"
+        picture = output / f"{stem}.png"
+        K, cloud = kept.K.numpy(), _points(scene)
+        top_view(poses, K, kept.width, picture, title=title, points=cloud, depth=median, bad=check.wrong)
+        report.pictures.append(picture)
     return [index[i] for i in check.wrong]
 
 
