@@ -205,8 +205,9 @@ def check_K(K: Float64[np.ndarray, "3 3"], size: tuple[int, int], source: str | 
         Sr3dError: K is not finite, not in pixels, belongs to another resolution, or has fx or fy ≤ 0.
     """
     width, height = size
-    eye = torch.eye(4, dtype=torch.float64)[None]
-    Cameras(world_to_cam=eye, K=torch.from_numpy(K)[None], width=width, height=height).check(source, [name])
+    if not np.isfinite(K).all() or K[0, 0] < 0.1 * width or K[1, 1] < 0.1 * height:
+        eye = torch.eye(4, dtype=torch.float64)[None]
+        Cameras(world_to_cam=eye, K=torch.from_numpy(K)[None], width=width, height=height).check(source, [name])
     cx, cy = float(K[0, 2]), float(K[1, 2])
     if not (0.2 * width < cx < 0.8 * width and 0.2 * height < cy < 0.8 * height):
         expected = f"about the middle of {width}x{height}: is K of another resolution?"
@@ -345,15 +346,13 @@ def assemble(
 def whole_image(data: bytes) -> tuple[int, int] | None:
     """Width and height of an 8-bit RGB JPEG or PNG that can be stored as it is; None for any other file.
 
-    The file is decoded, JPEG at an eighth of its size: one that is cut off or damaged gives None too.
+    Only the header and the end are looked at: a file that was cut off has not the end of its format.
     """
     if not data.endswith((b"\xff\xd9", b"IEND\xaeB`\x82")):
         return None
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             size, plain = image.size, image.mode == "RGB" and "transparency" not in image.info
-            image.draft("RGB", (1, 1))
-            image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     sixteen_bits = data[:4] == b"\x89PNG" and data[24] == 16
@@ -361,8 +360,15 @@ def whole_image(data: bytes) -> tuple[int, int] | None:
 
 
 def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
-    """RGB of a JPEG or PNG file that `whole_image` accepts. [H, W, 3]"""
-    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8)
+    """RGB of a JPEG or PNG file that `whole_image` accepts. [H, W, 3]
+
+    Raises:
+        Sr3dError: It is damaged between its header and its end.
+    """
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise Sr3dError("image", "content", f"{len(data)} bytes that cannot be decoded", "a whole JPEG or PNG")
+    return np.asarray(image, np.uint8)
 
 
 def _frame_view(frame: Frame, scene: str, source: Path, options: ClipOptions, drops: Drops) -> View | None:

@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _views(scene: Scene) -> list[list[int]]:
     """View numbers of every clip of a batch, read from the pixels."""
-    return (scene.images[..., 0, 0, 1] * 255).round().int().tolist()
+    return (scene.unpacked().images[..., 0, 0, 1] * 255).round().int().tolist()
 
 
 def test_make_batch_shapes_and_content() -> None:

@@ -59,7 +59,9 @@ def test_any_number_of_processes_gives_the_same_bytes(whole: Path, tmp_path: Pat
 
 
 def test_parts_of_a_job_array(whole: Path, tmp_path: Path) -> None:
-    results = [_pack(whole.parent, tmp_path / "out", PackConfig(shard_mb=1, workers=1, part=f"{i}/3")) for i in (2, 3, 1)]
+    results = [
+        _pack(whole.parent, tmp_path / "out", PackConfig(shard_mb=1, workers=1, part=f"{i}/3")) for i in (2, 3, 1)
+    ]
     assert [r.index is None for r in results] == [True, True, False]
     assert [r.done for r in results] == [1, 2, 4]
     assert _content(tmp_path / "out") == _content(whole)

@@ -194,7 +194,9 @@ def test_sizes_and_degradation(folder: Path) -> None:
 
 def test_clips_of_different_sizes_need_an_image_size(tmp_path: Path) -> None:
     wide = clip(1)
-    cut = replace(wide, images=wide.images[:, :, 2:], depths=None, labels=None, cameras=replace(wide.posed(), width=W - 2))
+    cut = replace(
+        wide, images=wide.images[:, :, 2:], depths=None, labels=None, cameras=replace(wide.posed(), width=W - 2)
+    )
     write_shards([clip(0), cut], tmp_path)
     with pytest.raises(Sr3dError, match=rf"image sizes in one batch: found {W - 2}x{H}, {W}x{H}.*image_size"):
         list(ClipBatches(tmp_path, SMALL, shuffle=False))
@@ -210,6 +212,16 @@ def test_training_and_validation_must_not_share_a_scene(folder: Path, tmp_path: 
         check_disjoint([str(tmp_path / "other"), str(folder)], str(folder), remote)
     with pytest.raises(Sr3dError, match="trained on as well"):
         ClipDataModule(str(folder), str(folder)).setup("fit")
+
+
+def test_eight_bits_on_the_way_are_the_same_picture(folder: Path) -> None:
+    plain, packed = (ClipBatches(folder, SMALL, shuffle=True, packed=p) for p in (False, True))
+    for one, other in zip(plain, packed):
+        assert other.high.images.dtype == other.target.images.dtype == torch.uint8
+        for a, b in zip(
+            (one.context, one.high, one.target), (lambda u: (u.context, u.high, u.target))(other.unpacked())
+        ):
+            assert torch.equal(a.images, b.images)
 
 
 @pytest.mark.parametrize("fields", [{"factor": 0.5}, {"batch_size": 0}, {"factor": float("nan")}])
