@@ -28,10 +28,6 @@ def inspect(path: str | Path, output: str | Path | None = None) -> Report:
         expected = "a folder of shards, an index.json, a .tar, a scene folder, a .ply or a .sr3d file"
         raise Sr3dError(path, "path", "no such file or folder", expected)
     folder = Path("outputs", "inspect", path.resolve().stem) if output is None else Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Sr3dError(folder, "output", error.strerror or error, "a folder that can be written") from error
     return _inspector(path)(path, folder)
 
 

@@ -194,7 +194,9 @@ def check_depth_maps(report: Report, shots: Sequence[Shot], unit: float | None) 
         return
     low, high = min(d.low for d in some_depth), max(d.high for d in some_depth)
     median = float(np.median([d.median for d in some_depth]))
-    report.facts["depth"] = f"{span(low, high)} units (2 % to 98 %), median {median:.3g}, unit {unit or 'float'}"
+    report.facts["depth"] = f"{span(low, high)} units (2 % to 98 %), median {median:.3g}" + (
+        f"; {unit:g} per count" if unit else ""
+    )
     shares = span(100 * min(coverage), 100 * max(coverage))
     report.facts["depth coverage"] = f"{shares} % of the pixels, median {100 * float(np.median(coverage)):.0f} %"
     thin = [name for name, d in known if d.coverage < 0.1]

@@ -19,7 +19,7 @@ Score = Callable[[Scene, Int[Tensor, "p 2"], int], Float64[Tensor, " p"]]
 # From measurements (docs/inspect.md): views in order 0.93 to 0.997, the worst mistake that moves things 0.75.
 LEAST_SAME, GOOD_SAME = 0.75, 0.85
 _LEAST_COLOR, _GOOD_COLOR = 0.3, 0.6
-_LEAST_GAIN, _LEAST_WINS = 1.01, 0.7
+_LEAST_GAIN, _LEAST_WINS = 1.02, 0.7
 _NEAR = 6  # views: those a single view is judged by
 _TRIED, _COARSE, _FINE = 80, 16, 30
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ from sr3d.inspection.report import Report, some
 from sr3d.scene import Scene
 
 _FEATURES, _RATIO, _LEAST_MATCHES = 1200, 0.8, 20
-_GAPS, _FEW = (1, 2, 4), 8
+_GAPS, _FEW, _TRIED = (1, 2, 4), 8, 40
 # In shares of the image's longer side: what counts as explained, and the width of the score.
 _CLOSE, _SHARP = 0.005, 0.003
 # A small error of rotation puts far points beyond infinity: so much of that is forgiven.
@@ -40,6 +40,13 @@ class Matches:
     row: Int[Tensor, " m"]
     first: Float64[Tensor, "m 2"]
     second: Float64[Tensor, "m 2"]
+
+    def thinned(self, most: int) -> Matches:
+        """About `most` matches of every pair, spread over all of them."""
+        counts = torch.bincount(self.row, minlength=len(self.pairs))
+        number = torch.arange(len(self.row)) - (counts.cumsum(0) - counts)[self.row]
+        kept = number % (counts // most).clamp_min(1)[self.row] == 0
+        return replace(self, row=self.row[kept], first=self.first[kept], second=self.second[kept])
 
 
 @dataclass(kw_only=True)
@@ -114,8 +121,10 @@ def check_matches(scene: Scene, grey: Sequence[UInt8[np.ndarray, "h w"]], conven
     full = max(grey[0].shape) / longer
     distance = distances(scene, matches)
 
+    thin = matches.thinned(_TRIED)
+
     def score(other: Scene, pairs: Int[Tensor, "p 2"], columns: int) -> Float64[Tensor, " p"]:
-        return _means(torch.exp(-distances(other, matches) / (_SHARP * longer)), matches)
+        return _means(torch.exp(-distances(other, thin) / (_SHARP * longer)), thin)
 
     out = MatchCheck(
         matches=len(matches.row),

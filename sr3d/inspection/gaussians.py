@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from sr3d.cameras import Cameras
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
+from sr3d.inspection.pictures import write_figure
 from sr3d.inspection.report import Report, span
 from sr3d.io import check_forest, read_forest, read_ply
-from sr3d.io.atomic import atomic
 from sr3d.rendering import render
 
 _SIZE, _MOST_DRAWN, _MOST_POINTS = 320, 1_500_000, 80_000
@@ -156,8 +155,7 @@ def _draw(gaussians: Gaussians, path: Path, title: str) -> None:
         axes.set_title(name, fontsize=9)
         axes.set_axis_off()
     figure.suptitle(f"{title}, y down")
-    with atomic(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    write_figure(figure, path)
 
 
 def _look(ahead: Tensor, up: Tensor, target: Float[Tensor, " 3"], distance: float) -> Float[Tensor, "4 4"]:
@@ -179,10 +177,9 @@ def _map(gaussians: Gaussians, path: Path, title: str) -> None:
     means = g.means.float().numpy()
     figure = Figure(figsize=(12, 6), dpi=110, layout="constrained")
     for axes, (i, j), name in zip(figure.subplots(1, 2), ((0, 2), (0, 1)), ("from above", "from the front")):
-        axes.scatter(means[:, i], means[:, j], s=min(4.0, 4e5 / max(len(means), 1) / 100), c=colors, linewidths=0)
+        axes.scatter(means[:, i], means[:, j], s=min(6.0, max(0.6, 5e4 / len(means))), c=colors, linewidths=0)
         ends = [(float(low[k]) - margin, float(high[k]) + margin) for k in (i, j)]
         axes.set(xlim=ends[0], ylim=ends[1] if j == 2 else ends[1][::-1], aspect="equal", title=name)
         axes.set(xlabel="xyz"[i], ylabel="xyz"[j])
     figure.suptitle(title)
-    with atomic(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    write_figure(figure, path)

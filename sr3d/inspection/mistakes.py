@@ -65,14 +65,15 @@ def usual_mistakes(scene: Scene, convention: Convention) -> list[Mistake]:
 
     A mirrored or turned world moves no view against another one, so only camera axes are tried.
     """
-    found = [*_pose_mistakes(convention), *_position_mistakes(convention), *_lens_mistakes(scene)]
+    sign = float(torch.linalg.det(scene.posed().world_to_cam[:, :3, :3].double()).median())
+    found = [*_pose_mistakes(convention, sign), *_position_mistakes(convention), *_lens_mistakes(scene)]
     if scene.depths is not None:
         found += [*_depth_mistakes(convention), ray_mistake()]
     return found
 
 
-def _pose_mistakes(convention: Convention) -> Iterator[Mistake]:
-    """Camera-to-world against world-to-camera, and every assignment of camera axes."""
+def _pose_mistakes(convention: Convention, sign: float) -> Iterator[Mistake]:
+    """Camera-to-world against world-to-camera, and every assignment of camera axes; `sign`: determinant of the poses."""
     file_axes = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64)) if convention.opengl else torch.eye(4)
     file_axes = file_axes.double()
     # The file's own axes come first: of readings that agree equally, the simpler one is named.
@@ -83,7 +84,7 @@ def _pose_mistakes(convention: Convention) -> Iterator[Mistake]:
             reading = f"{convention.field} has camera axes {directions(axes @ file_axes)}"
             # Camera-to-world has camera axes in columns, world-to-camera in rows.
             fix = f"change its {'columns' if convention.cam_to_world else 'rows'} to {_columns(change)}"
-            yield Mistake(reading=reading, fix=fix + _handedness(axes), correct=_posed(axes, False))
+            yield Mistake(reading=reading, fix=fix + _handedness(axes, sign), correct=_posed(axes, False))
     for axes in matrices:
         change = axes.T @ file_axes
         other = "world-to-camera" if convention.cam_to_world else "camera-to-world"
@@ -91,7 +92,7 @@ def _pose_mistakes(convention: Convention) -> Iterator[Mistake]:
         fix = f"invert {convention.field}"
         if not torch.equal(change, torch.eye(4).double()):
             fix += f", then change its {'columns' if convention.cam_to_world else 'rows'} to {_columns(change)}"
-        yield Mistake(reading=reading, fix=fix + _handedness(axes), correct=_posed(axes, True))
+        yield Mistake(reading=reading, fix=fix + _handedness(axes, sign), correct=_posed(axes, True))
 
 
 def _posed(axes: Float64[Tensor, "4 4"], inverse: bool) -> Callable[[Scene], Scene]:
@@ -131,9 +132,9 @@ def _columns(change: Float64[Tensor, "4 4"]) -> str:
     return ", ".join(f"{'-' if change[row, column] < 0 else ''}{row + 1}" for column, row in enumerate(rows))
 
 
-def _handedness(axes: Float64[Tensor, "4 4"]) -> str:
-    """One turned axis makes a left-handed camera: right only if the world is turned into its mirror image as well."""
-    return " (and, if rotations then have determinant -1, negate one world axis)" if torch.det(axes) < 0 else ""
+def _handedness(axes: Float64[Tensor, "4 4"], sign: float) -> str:
+    """Rotations that would mirror are right only if the world is turned into its mirror image as well."""
+    return ", and mirror the world, for instance by negating every x in it" if torch.det(axes) * sign < 0 else ""
 
 
 def _position_mistakes(convention: Convention) -> Iterator[Mistake]:

@@ -13,9 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sr3d.errors import Sr3dError
 from sr3d.figures import depth_map, depth_range
 from sr3d.inspection.shots import Shot
 from sr3d.io.atomic import atomic
@@ -56,7 +58,7 @@ def contact_sheet(shots: Sequence[Shot], path: Path, bad: Sequence[int] = ()) ->
             draw.rectangle(
                 (left - 2, top + _TEXT - 2, left + width + 1, top + cell[1] - _GAP - 4), outline=_BAD, width=3
             )
-    with atomic(path) as temporary:
+    with atomic(_in_folder(path)) as temporary:
         sheet.save(temporary)
 
 
@@ -139,9 +141,27 @@ def top_view(
     axes.set_yticks([])
     _scale_bar(axes, low, high)
     if len(flat) > 1:
-        figure.colorbar(collection, ax=axes, label="view", shrink=0.6)
-    with atomic(path) as temporary:
+        figure.colorbar(collection, ax=axes, label="view", shrink=0.6, ticks=MaxNLocator(integer=True))
+    write_figure(figure, path)
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, making its folder.
+
+    Raises:
+        Sr3dError: The file cannot be written.
+    """
+    with atomic(_in_folder(path)) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
+
+
+def _in_folder(path: Path) -> Path:
+    """A path whose folder exists now."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Sr3dError(path.parent, "output", error.strerror or error, "a folder that can be written") from error
+    return path
 
 
 def _figure_size(extent: Float64[np.ndarray, 2]) -> tuple[float, float]:

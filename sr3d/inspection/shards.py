@@ -19,6 +19,7 @@ from sr3d.inspection.pictures import contact_sheet
 from sr3d.inspection.report import Report, Violation, some, span
 from sr3d.inspection.scene import check_views
 from sr3d.inspection.shots import Shot, spread, take_shot
+from sr3d.page import number
 
 CONVENTION = Convention(field="world_to_cam", cam_to_world=False, opengl=False, unit="depth_unit")
 _CLIPS, _VIEWS = 6, 16  # decoded clips, and views of each
@@ -77,7 +78,7 @@ def _tell_index(report: Report, index: Index) -> None:
     size = sum(s.bytes for s in index.shards)
     report.facts["source"] = f"{index.source} (converter {index.converter_version}), written by {index.writer}"
     report.facts["licence"] = index.licence
-    report.facts["options"] = ", ".join(f"{k} {v}" for k, v in index.options.items()) or "none"
+    report.facts["options"] = number(index.options) or "none"
     counts = f"{index.clips:,} clips, {index.views:,} views, {len(index.scenes):,} scenes"
     report.facts["index"] = f"{counts} in {len(index.shards):,} tar files, {size / 1e6:,.1f} MB"
     for name in ("scenes", "frames"):
@@ -187,16 +188,14 @@ def _check_clips(report: Report, clips: list[StoredClip], output: Path) -> None:
     """Decode some clips and check their views as those of a scene folder."""
     shown, bad, labels = list[Shot](), list[int](), Counter[str]()
     results = dict[str, list[str]]()
-    for number, clip in enumerate(clips):
+    for i, clip in enumerate(clips):
         try:
             shots = _shots(clip)
         except Sr3dError as error:
             report.error(f"{clip.name}, {error.field}", error.found, f"expected {error.expected}; pack this file again")
             continue
         part = Report(path=Path(clip.name), kind="clip")
-        wrong = check_views(
-            part, shots, CONVENTION, None, clip.points(), output, f"cameras-{number}" if number < 2 else None
-        )
+        wrong = check_views(part, shots, CONVENTION, None, clip.points(), output, f"cameras-{i}" if i < 2 else None)
         report.pictures += part.pictures
         for name in ("reprojection", "epipolar check", "depth", "K"):
             if name in part.facts:
@@ -205,7 +204,7 @@ def _check_clips(report: Report, clips: list[StoredClip], output: Path) -> None:
             report.violations.append(
                 Violation(severity=v.severity, where=f"{clip.name}: {v.where}", found=v.found, fix=v.fix)
             )
-        bad += [len(shown) + i for i in wrong]
+        bad += [len(shown) + k for k in wrong]
         shown += shots
         for shot in shots:
             labels.update({_class(clip, k): n for k, n in (shot.labels or {}).items()})
