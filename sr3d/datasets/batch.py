@@ -96,8 +96,7 @@ def reduced_batch(
 
     Images of 8 bits stay so, but for the reduced ones.
     """
-    whole = high.unpacked()
-    low = reduce_scene(whole, factor) if config is None else degrade_scene(whole, factor, config, seed)
+    low = reduce_scene(high, factor) if config is None else degrade_scene(high.unpacked(), factor, config, seed)
     return Batch(context=low, high=high, target=target)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -139,12 +139,20 @@ def resample(images: Float[Tensor, "v h w 3"], size: tuple[int, int], method: Fi
     return torch.from_numpy(np.stack(views)).to(images.device)
 
 
-def block_mean(images: Float[Tensor, "*batch h w 3"], factor: int) -> Float[Tensor, "*batch small_h small_w 3"]:
-    """Mean over blocks of factor × factor pixels; `factor` divides the size."""
-    # Whole rows first: long runs of memory are summed many times faster than pixels of three numbers.
-    rows = images.flatten(-2).unflatten(-2, (-1, factor)).sum(dim=-2)
-    blocks = rows.unflatten(-1, (-1, factor, 3))
-    return sum((blocks[..., i, :] for i in range(1, factor)), start=blocks[..., 0, :]) / factor**2
+def block_mean(
+    images: Float[Tensor, "*batch h w 3"] | UInt8[Tensor, "*batch h w 3"], factor: int
+) -> Float[Tensor, "*batch small_h small_w 3"]:
+    """Mean over blocks of factor × factor pixels, in [0, 1] also of 8-bit images; `factor` divides the size."""
+    # Whole rows first: long runs of memory are summed many times faster than pixels of three numbers. 8-bit images are
+    # summed as integers, so that none of their size is ever made in floating point.
+    whole = images.dtype if images.is_floating_point() else torch.int16 if factor <= 11 else torch.int32
+    rows = images.flatten(-2).unflatten(-2, (-1, factor))
+    total = rows[..., 0, :].to(whole, copy=True)
+    for i in range(1, factor):
+        total += rows[..., i, :]
+    blocks = total.unflatten(-1, (-1, factor, 3))
+    scale = factor**2 * (1 if images.is_floating_point() else 255)
+    return sum((blocks[..., i, :] for i in range(1, factor)), start=blocks[..., 0, :]) / scale
 
 
 def _resample(
