@@ -28,8 +28,8 @@ def open_copy(path: Path, size: int | None) -> BinaryIO | None:
     """Open a copy and mark it as used now; None if there is none, or one that is not `size` bytes long."""
     try:
         if size is None or os.stat(path).st_size == size:
-            # A cache that belongs to somebody else can still be read from.
-            with suppress(PermissionError):
+            # A cache that cannot be written can still be read from.
+            with suppress(OSError):
                 os.utime(path)
             return open(path, "rb")
     except FileNotFoundError:
@@ -76,6 +76,13 @@ def make_room(path: Path, temporary: Path, length: int, limit: int) -> bool:
     return total <= limit
 
 
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished file its name; the caller holds the lock of `path`."""
+    # Not while another process lists the folder: it could see neither name and take the room twice.
+    with lock(path.parent / "cache"):
+        os.replace(temporary, path)
+
+
 def _remove(file: Path, path: Path, held: Path) -> bool:
     """Remove a copy or its temporary file unless somebody else holds its lock; whether it is gone."""
     if path == held:
@@ -110,8 +117,7 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
     while True:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            taken = _take(descriptor, wait)
-            if not taken:
+            if not _take(descriptor, wait):
                 yield False
                 return
             # Whoever held the lock before may have removed its file: then it is no longer the one others ask for.
@@ -122,9 +128,9 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
                 finally:
                     if not path.exists():
                         name.unlink(missing_ok=True)
-                    # Not left to `close`: a process forked meanwhile has the descriptor too.
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)
         finally:
+            # Not left to `close`: a process forked meanwhile has the descriptor too.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from sr3d.errors import Sr3dError
-from sr3d.io.cache import lock, make_room, open_copy
+from sr3d.io.cache import lock, make_room, open_copy, publish
 from sr3d.io.transfer import Partial, RemoteConfig, check_url, download, local_path, printable, shown
 
 __all__ = ["Counters", "RemoteConfig", "expand", "fetch", "fetch_open", "is_remote", "join", "read_bytes"]
@@ -263,7 +263,7 @@ def _download_copy(
             download(url, part, config, on_retry)
             file.truncate(part.have)
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     if counters is not None:

@@ -97,12 +97,19 @@ def test_silent_server(config: RemoteConfig, reply: Reply) -> None:
         ([Reply(cut=100_000)], ["", ""]),
         ([Reply(cut=100_000, headers={"ETag": 'W/"1"'})], ["", ""]),
         ([Reply(cut=100_000, headers={"ETag": '"1"'})], ["", "bytes=100000-"]),
+        ([Reply(cut=100_000, headers={"ETag": '"1"'}), Reply(start=150_000)], ["", "bytes=100000-", ""]),
     ],
 )
 def test_resumed_only_where_it_is_the_same_file(config: RemoteConfig, replies: list[Reply], ranges: list[str]) -> None:
     with BadServer({PATH: BODY}, {PATH: replies}) as server:
         assert fetch(f"{server.url}/{PATH}", config).read_bytes() == BODY
     assert [r for _, r in server.requests] == ranges
+
+
+@pytest.mark.parametrize("reply", [Reply(claim=""), Reply(chunked=True), Reply(claim="", cut=100_000)])
+def test_nobody_knows_the_length(config: RemoteConfig, reply: Reply) -> None:
+    with BadServer({PATH: BODY}, {PATH: [reply]}) as server:
+        assert fetch(f"{server.url}/{PATH}", config, sha256=SHA).read_bytes() == BODY
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])

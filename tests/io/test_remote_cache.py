@@ -21,6 +21,7 @@ from remote_files import BODY, PATH, SHA, left, numbered, quick_config
 from torch.utils.data import DataLoader, Dataset
 
 from sr3d import Sr3dError
+from sr3d.io import cache
 from sr3d.io.cache import lock
 from sr3d.io.remote import Counters, RemoteConfig, fetch, fetch_open
 
@@ -39,8 +40,9 @@ def test_least_recently_used_go_first(config: RemoteConfig) -> None:
     with BadServer(numbered(6)) as server:
 
         def get(i: int) -> Path:
+            for copy in shards.glob("*.tar"):
+                os.utime(copy, ns=(0, copy.stat().st_mtime_ns - 10**10))
             path = fetch(f"{server.url}/{i}.tar", config, size=1000)
-            os.utime(path, ns=(0, len(sizes) * 10**9))
             sizes.append(sum(p.stat().st_size for p in shards.glob("*.tar")))
             return path
 
@@ -177,7 +179,7 @@ def test_processes_in_a_cache_that_is_too_small(config: RemoteConfig) -> None:
     def watch() -> None:
         nonlocal worst
         while not done.is_set():
-            # Under the lock that those who make room hold. A file that is just renamed may be seen twice.
+            # Under the lock that those hold who make room or rename.
             if shards.is_dir():
                 with lock(shards / "cache"):
                     files = [(p.name.lstrip(".")[:69], length(p)) for p in list(shards.iterdir())]
@@ -193,6 +195,27 @@ def test_processes_in_a_cache_that_is_too_small(config: RemoteConfig) -> None:
             done.set()
             watcher.join()
     assert 1000 <= worst <= 2000 and 1 <= len(left(config)) <= 2
+
+
+def test_lock_is_not_left_to_a_forked_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may fork at any time, also between taking a lock and seeing that its file was removed."""
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+
+    def same(descriptor: int, name: Path) -> bool:
+        if process.pid is None:
+            process.start()
+            return False
+        return True
+
+    monkeypatch.setattr(cache, "_same", same)
+    try:
+        with lock(tmp_path / "x", wait=False) as free:
+            assert free
+        with lock(tmp_path / "x", wait=False) as free:
+            assert free
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_room_of_a_running_download_is_waited_for(config: RemoteConfig) -> None:
