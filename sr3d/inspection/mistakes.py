@@ -23,9 +23,9 @@ _NAMES = {
     "forward, right, up": "Unreal's",
     "forward, right, down": "aircraft's (north-east-down)",
 }
-_DEPTH_SCALES = (1000, 100, 10, 5, 4, 2, 3.90625)
+_DEPTH_SCALES = (1000.0, 100.0, 10.0, 5.0, 4.0, 2.0, 3.90625)
 SCALED = "depths are multiplied by"
-_K_SCALES = (2, 3, 4, 1.5, 1296 / 640)
+_K_SCALES = (2.0, 3.0, 4.0, 1.5, 1296 / 640)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -73,7 +73,7 @@ def usual_mistakes(scene: Scene, convention: Convention) -> list[Mistake]:
 
 
 def _pose_mistakes(convention: Convention, sign: float) -> Iterator[Mistake]:
-    """Camera-to-world against world-to-camera, and every assignment of camera axes; `sign`: determinant of the poses."""
+    """Inverse poses, and every assignment of camera axes; `sign` is the determinant of the rotations."""
     file_axes = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64)) if convention.opengl else torch.eye(4)
     file_axes = file_axes.double()
     # The file's own axes come first: of readings that agree equally, the simpler one is named.

@@ -114,12 +114,10 @@ def check_views(
 
 
 def _posed(shot: Shot) -> bool:
-    return (
-        shot.world_to_cam is not None
-        and shot.K is not None
-        and bool(np.isfinite(shot.K).all())
-        and shot.K[0, 0] > 0 < shot.K[1, 1]
-    )
+    """Whether a view has a camera that can be computed with."""
+    if shot.world_to_cam is None or shot.K is None or not np.isfinite(shot.K).all():
+        return False
+    return bool(shot.K[0, 0] > 0 and shot.K[1, 1] > 0)
 
 
 def _points(scene: Scene) -> Float[Tensor, "p 3"] | None:
