@@ -13,7 +13,7 @@ from sr3d.datasets.reader import BatchConfig, ClipBatches, ClipLoader, Source
 from sr3d.datasets.shards import read_index
 from sr3d.datasets.views import ViewConfig
 from sr3d.errors import Sr3dError
-from sr3d.io.remote import RemoteConfig
+from sr3d.io.remote import Counters, RemoteConfig
 
 
 class ClipDataModule(L.LightningDataModule):
@@ -63,6 +63,7 @@ class ClipDataModule(L.LightningDataModule):
         )
         self.train_config = replace(self.val_config, views=views, degrade=degrade or whole)
         self.train_batches: ClipBatches | None = None
+        self.counters = Counters()
 
     def setup(self, stage: str) -> None:
         """Check that no scene is on both sides.
@@ -72,7 +73,7 @@ class ClipDataModule(L.LightningDataModule):
         """
         if stage == "fit":
             train = list(self.train_shards) if isinstance(self.train_shards, dict) else self.train_shards
-            check_disjoint(train, self.val_shards, self.remote)
+            check_disjoint(train, self.val_shards, self.remote, self.counters)
 
     def train_dataloader(self) -> ClipLoader:
         """Shuffled clips with randomly chosen views; another order in every epoch, equally many batches everywhere."""
@@ -91,9 +92,8 @@ class ClipDataModule(L.LightningDataModule):
         return batch.unpacked()
 
     def counts(self) -> dict[str, int]:
-        """What happened while training data was read in this process: retries, downloads, bytes, unfit clips."""
-        batches = self.train_batches
-        return {} if batches is None else {**batches.counters.total(), "unfit": batches.unfit}
+        """What happened while data was read by this process: retries, downloads, bytes; and unfit clips of training."""
+        return {**self.counters.total(), "unfit": self.train_batches.unfit if self.train_batches else 0}
 
     def teardown(self, stage: str) -> None:
         """Say what reading had to put up with."""
@@ -104,22 +104,33 @@ class ClipDataModule(L.LightningDataModule):
     def _batches(self, source: Source, config: BatchConfig, *, shuffle: bool) -> ClipBatches:
         """The batches of this process."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return ClipBatches(source, config, shuffle=shuffle, rank=rank, world=world, remote=self.remote, packed=True)
+        return ClipBatches(
+            source,
+            config,
+            shuffle=shuffle,
+            rank=rank,
+            world=world,
+            remote=self.remote,
+            packed=True,
+            counters=self.counters,
+        )
 
 
-def check_disjoint(train: str | list[str], val: str | list[str], remote: RemoteConfig) -> None:
+def check_disjoint(
+    train: str | list[str], val: str | list[str], remote: RemoteConfig, counters: Counters | None = None
+) -> None:
     """Raise if training and validation shards of one source share a scene. Tar files without index are not looked at.
 
     Raises:
         Sr3dError: They do.
     """
-    sides = [_scenes(paths if isinstance(paths, list) else [paths], remote) for paths in (train, val)]
+    sides = [_scenes(paths if isinstance(paths, list) else [paths], remote, counters) for paths in (train, val)]
     both = sorted(sides[0] & sides[1])
     if both:
         some = ", ".join(f"{scene} ({source})" for source, scene in both[:5])
         raise Sr3dError(str(val), "scenes", f"{len(both)} that are trained on as well: {some}", "other scenes")
 
 
-def _scenes(paths: list[str], remote: RemoteConfig) -> set[tuple[str, str]]:
-    indexes = [read_index(path, remote) for path in paths if not path.endswith(".tar")]
+def _scenes(paths: list[str], remote: RemoteConfig, counters: Counters | None) -> set[tuple[str, str]]:
+    indexes = [read_index(path, remote, counters) for path in paths if not path.endswith(".tar")]
     return {(index.source, scene) for index in indexes for scene in index.scenes}

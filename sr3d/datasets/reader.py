@@ -104,9 +104,7 @@ class ClipBatches(IterableDataset[Batch]):
         remote: How addresses are read.
         packed: Leave full-resolution images in 8 bits where they are not resized: `Batch.unpacked`, on the device,
             makes floats of them.
-
-    Attributes:
-        counters: Downloads and retries so far, over all workers.
+        counters: Takes note of downloads and retries, over all workers.
 
     Raises:
         Sr3dError: See `list_shards`, `shares`; while reading, a clip that is damaged, or that has not the views or the
@@ -123,13 +121,14 @@ class ClipBatches(IterableDataset[Batch]):
         world: int = 1,
         remote: RemoteConfig | None = None,
         packed: bool = False,
+        counters: Counters | None = None,
     ) -> None:
         super().__init__()
         remote = remote or RemoteConfig()
         self.config, self.shuffle, self.rank, self.world, self.packed = config, shuffle, rank, world, packed
-        self.counters = Counters(_WORKERS)
+        self.counters = counters or Counters(_WORKERS)
         sets = [[name] for name in source] if isinstance(source, Mapping) else [source]
-        self.readers = [ShardReader(list_shards(s, remote), remote, self.counters) for s in sets]
+        self.readers = [ShardReader(list_shards(s, remote, self.counters), remote, self.counters) for s in sets]
         self.sizes = [sum(r.counts) for r in self.readers]
         self.weights = [float(w) for w in source.values()] if isinstance(source, Mapping) else [1.0]
         self._unfit = torch.zeros(_WORKERS + 1, dtype=torch.int64).share_memory_()
@@ -231,6 +230,20 @@ class ClipBatches(IterableDataset[Batch]):
         return reader.read(shard, number - int(ends[shard]) + reader.counts[shard])
 
 
+class _Caught(IterableDataset[Batch | Sr3dError]):
+    """Batches, and the error that ended them: torch would pass it on from a worker as text of many lines."""
+
+    def __init__(self, batches: ClipBatches) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch | Sr3dError]:
+        try:
+            yield from self.batches
+        except Sr3dError as error:
+            yield error
+
+
 class ClipLoader:
     """Loads batches with worker processes, knows its position, and can start there again.
 
@@ -244,7 +257,9 @@ class ClipLoader:
 
     def __init__(self, batches: ClipBatches, workers: int, epoch: int = 0) -> None:
         self.batches = batches
-        self._loader = DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+        self._loader = DataLoader(
+            _Caught(batches), batch_size=None, num_workers=workers, persistent_workers=workers > 0
+        )
         self._next = (epoch, 0)
         self._position = (epoch, 0)
 
@@ -256,6 +271,8 @@ class ClipLoader:
         self._next, self._position = (epoch + 1, 0), (epoch, start)
         self.batches.seek(epoch, start)
         for batch in self._loader:
+            if isinstance(batch, Sr3dError):
+                raise batch
             self._position = (epoch, self._position[1] + 1)
             yield batch
 

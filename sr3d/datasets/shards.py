@@ -149,19 +149,20 @@ def checksum(path: Path) -> tuple[int, str]:
         return file.tell(), digest
 
 
-def read_index(source: str | Path, remote: RemoteConfig | None = None) -> Index:
+def read_index(source: str | Path, remote: RemoteConfig | None = None, counters: Counters | None = None) -> Index:
     """The index of a folder of shards.
 
     Args:
         source: The folder, its `index.json`, or the address of either.
         remote: How addresses are read.
+        counters: Takes note of retries.
 
     Raises:
         Sr3dError: It is missing, broken, or of another version.
     """
     if is_remote(source):
         url = str(source) if str(source).endswith(".json") else join(str(source), FILE)
-        return parse_index(read_bytes(url, remote or RemoteConfig(), _INDEX_BYTES), url)
+        return parse_index(read_bytes(url, remote or RemoteConfig(), _INDEX_BYTES, counters=counters), url)
     path = Path(source) if Path(source).suffix == ".json" else Path(source) / FILE
     try:
         return parse_index(path.read_bytes(), path)
@@ -171,25 +172,28 @@ def read_index(source: str | Path, remote: RemoteConfig | None = None) -> Index:
         raise Sr3dError(path, "file", error.strerror or error, "a readable file") from None
 
 
-def list_shards(source: str | Path | Sequence[str | Path], remote: RemoteConfig | None = None) -> list[Shard]:
+def list_shards(
+    source: str | Path | Sequence[str | Path], remote: RemoteConfig | None = None, counters: Counters | None = None
+) -> list[Shard]:
     """The tar files of a folder with an index, or those given by path or address.
 
     Args:
         source: A folder with `index.json`, that file, a tar file, the address (http, https, s3, gs) of one of these, an
             address with webdataset's braces (`shard-{000000..000009}-00.tar`), or a list of all of these.
         remote: How addresses are read.
+        counters: Takes note of retries.
 
     Raises:
         Sr3dError: No or a broken index, or a local tar file that is missing or has another size than the index says.
     """
     if not isinstance(source, str | Path):
-        return [s for part in source for s in list_shards(part, remote)]
+        return [s for part in source for s in list_shards(part, remote, counters)]
     if str(source).endswith(".tar"):
         names = expand(str(source)) if is_remote(source) or "{" in str(source) else [str(source)]
         shards = [Shard(url=name) for name in names]
     else:
         folder = str(source).removesuffix(FILE)
-        entries = read_index(source, remote).shards
+        entries = read_index(source, remote, counters).shards
         if is_remote(source):
             shards = [Shard(url=join(folder, e.file), entry=e) for e in entries]
         else:

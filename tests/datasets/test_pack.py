@@ -163,7 +163,7 @@ def test_a_folder_is_completed_with_the_options_it_was_begun_with(
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "1", "1/0", "-1/3", "a/b", "1/3/5"])
 def test_wrong_parts(whole: Path, tmp_path: Path, part: str) -> None:
-    with pytest.raises(Sr3dError, match="--part.*1/8"):
+    with pytest.raises(Sr3dError, match=r"--part.*1/8"):
         _pack(whole.parent, tmp_path / "out", PackConfig(part=part))
     assert not (tmp_path / "out").exists()
 

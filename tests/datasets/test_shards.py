@@ -198,7 +198,7 @@ def test_nothing_is_unpacked_or_executed(folder: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == sorted([*before, path])
     assert not (tmp_path.parent / "escaped.000.png").exists()
     # A pipe, which webdataset would run as a command, is refused.
-    with pytest.raises(Sr3dError, match="pipe:.*expected http"):
+    with pytest.raises(Sr3dError, match=r"pipe:.*expected http"):
         list(ShardDataset(f"pipe:touch {tmp_path}/ran;.tar"))
     assert not (tmp_path / "ran").exists()
 
@@ -221,7 +221,7 @@ def test_truncated_tar(folder: Path, tmp_path: Path, keep: int, indexed: bool) -
 def test_garbage_of_the_right_size(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(b"x" * 9216 + bytes(1024))
-    with pytest.raises(Sr3dError, match="tar file: found (no header|a damaged header)"):
+    with pytest.raises(Sr3dError, match=r"tar file: found (no header|a damaged header)"):
         list(ShardDataset(path))
 
 
@@ -248,8 +248,8 @@ def test_samples_out_of_order_and_twice(folder: Path, tmp_path: Path) -> None:
 
 
 def _entry(**values: object) -> dict[str, object]:
-    return {"file": "x.tar", "bytes": 9, "views": 3, "sha256": "0" * 64, "offsets": [0], "names": ["a"], "scenes": ["a"],
-            **values}  # fmt: skip
+    entry = {"file": "x.tar", "bytes": 9, "views": 3, "sha256": "0" * 64, "offsets": [0]}
+    return {**entry, "names": ["a"], "scenes": ["a"], **values}
 
 
 @pytest.mark.parametrize(
