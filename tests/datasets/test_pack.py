@@ -25,7 +25,7 @@ USABLE = {f"scene {i}" for i in range(12)} - {"scene 3", "scene 6"}
 
 
 def _pack(src: Path, dst: Path, config: PackConfig = ONE, **fields: object) -> Packed:
-    return pack(Toy(**fields), src, dst, config=config, progress=False)  # type: ignore[arg-type]
+    return pack(Toy(**fields), src, dst, config=config, progress=False)
 
 
 def _content(folder: Path) -> dict[str, bytes]:
@@ -210,7 +210,7 @@ def test_a_worker_that_dies_is_an_error_not_a_hang(tmp_path: Path) -> None:
 class Deadly(Toy):
     """Ends the process, as the kernel does when memory runs out."""
 
-    def clips(self, *arguments: object) -> None:  # type: ignore[override]
+    def clips(self, *arguments: object) -> None:
         os._exit(3)
 
 

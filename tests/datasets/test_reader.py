@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _names(batches: object) -> list[str]:
-    return [b.context.name for b in batches]  # type: ignore[attr-defined]
+    return [b.context.name for b in batches]
 
 
 def _clips(batches: object) -> list[str]:
@@ -163,7 +163,7 @@ def test_shares_refuse(sizes: list[int], weights: list[float], world: int, messa
 
 
 def test_clips_without_fitting_views_are_replaced_and_counted(tmp_path: Path) -> None:
-    def still(number: int):  # type: ignore[no-untyped-def]
+    def still(number: int):
         scene = clip(number)
         cameras = scene.posed()
         cameras.world_to_cam[:, :3, 3] = torch.tensor([[0.0, 0, 0], [0.5, 0, 0], [1, 0, 0]]) * (number != 2)
@@ -227,4 +227,4 @@ def test_eight_bits_on_the_way_are_the_same_picture(folder: Path) -> None:
 @pytest.mark.parametrize("fields", [{"factor": 0.5}, {"batch_size": 0}, {"factor": float("nan")}])
 def test_wrong_numbers(fields: dict[str, float]) -> None:
     with pytest.raises(Sr3dError, match=next(iter(fields))):
-        BatchConfig(**fields)  # type: ignore[arg-type]
+        BatchConfig(**fields)

@@ -40,7 +40,7 @@ KEY = "000000-0000"
 
 
 def _names(clips: object) -> list[str]:
-    return [c.name for c in clips]  # type: ignore[attr-defined]
+    return [c.name for c in clips]
 
 
 def test_round_trip(folder: Path) -> None:
@@ -95,7 +95,7 @@ def test_index(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write_leaves_no_index_and_no_half_file(tmp_path: Path) -> None:
-    def clips():  # type: ignore[no-untyped-def]
+    def clips():
         yield _clip(0)
         raise KeyboardInterrupt
 
