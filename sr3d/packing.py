@@ -18,7 +18,7 @@ from sr3d.datasets.pack import PackConfig, Packed, pack
 
 def build_parser() -> ArgumentParser:
     """The parser of `sr3d pack`."""
-    summary = "Convert a data set into training shards (docs/shards.md, data/README.md)."
+    summary = "Convert a data set into training shards: SOURCE SRC DST (docs/shards.md, data/README.md)."
     parser = ArgumentParser(prog="sr3d pack", description=summary, allow_abbrev=False)
     commands = parser.add_subcommands(dest="source")
     for name in converters():
