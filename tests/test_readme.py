@@ -9,6 +9,7 @@ are executed in the same folder.
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
 from pathlib import Path
@@ -19,7 +20,8 @@ from small import ROOT, small_capture, small_checkpoint, small_config
 from sr3d.cli import main
 
 SHRINK = {
-    "pack": ["--scenes", "1", "--size", "32"],
+    "pack procedural": ["--scenes", "1", "--size", "32"],
+    "pack nerfstudio": ["--workers", "1"],
     "upscale": ["--max_pixels", "400"],
     "zoom": ["--width", "20", "--frames", "3"],
     "eval": ["--pairs", "1", "--targets", "1", "--max_pixels", "400"],
@@ -48,7 +50,8 @@ def run_line(line: str) -> None:
         run_make(words)
         return
     assert command == "sr3d", f"{command}: the README may use make and sr3d"
-    assert main([*words, *SHRINK.get(words[0], [])]) == 0
+    verb = " ".join(words[:2]) if words[0] == "pack" else words[0]
+    assert main([*words, *SHRINK.get(verb, [])]) == 0
 
 
 @pytest.fixture
@@ -64,7 +67,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_block_runs(desk: Path) -> None:
     for language, text in blocks():
         if language == "python":
-            exec(compile(text, "README.md", "exec"), {})
+            (desk / "block.py").write_text(text, encoding="utf-8")
+            runpy.run_path(str(desk / "block.py"))
             continue
         for line in text.splitlines():
             run_line(line)
@@ -77,7 +81,7 @@ def test_every_block_runs(desk: Path) -> None:
 def test_readme_shows_the_verbs_a_reader_needs() -> None:
     lines = [line for language, text in blocks() if language == "bash" for line in text.splitlines()]
     starts = {" ".join(line.split()[:2]) for line in lines}
-    verbs = {f"sr3d {verb}" for verb in ("upscale", "zoom", "convert", "pack", "train", "eval")}
+    verbs = {f"sr3d {verb}" for verb in ("upscale", "zoom", "convert", "inspect", "pack", "train", "freeze", "eval")}
     assert starts == {"make demo", "make test"} | verbs
 
 
