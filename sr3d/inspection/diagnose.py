@@ -157,9 +157,9 @@ def find_mistake(
 
 def _other_scale(scene: Scene, convention: Convention, known: Mistake | None) -> Mistake | None:
     """Any factor between depth and positions, to about one percent; `known` where that explains the data as well."""
-    factors = torch.logspace(-3.5, 3.5, 141).tolist()
+    factors = torch.logspace(-3.5, 3.5, 85).tolist()
     pairs = near_pairs(len(scene), _TRIED)
-    for spread in (0.08, 0.02, 0.0):
+    for spread in (0.16, 0.04, 0.0):
         tried = [depth_mistake(f, convention).correct(scene) for f in factors]
         scores = [float(depth_score(other, pairs, _COARSE).mean()) for other in tried]
         best = factors[max(range(len(factors)), key=scores.__getitem__)]

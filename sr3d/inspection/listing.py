@@ -60,7 +60,12 @@ class Listing:
         """The error for a scene none of whose frames can be decoded."""
         found = next((v for v in report.violations if v.severity == "error"), None)
         reason = f": {found.where}: {found.found}" if found else ""
-        return Sr3dError(self.source, "frames", f"none can be decoded{reason}", found.fix if found else "images")
+        return Sr3dError(
+            self.source,
+            "frames",
+            f"none can be decoded{reason}",
+            found.fix.removeprefix("expected ") if found else "images",
+        )
 
 
 def list_scene(path: Path) -> Listing:
