@@ -150,9 +150,10 @@ def block_mean(
     total = rows[..., 0, :].to(whole, copy=True)
     for i in range(1, factor):
         total += rows[..., i, :]
-    blocks = total.unflatten(-1, (-1, factor, 3))
+    pixels = total.unflatten(-1, (-1, factor, 3)).unbind(-2)
     scale = factor**2 * (1 if images.is_floating_point() else 255)
-    return sum((blocks[..., i, :] for i in range(1, factor)), start=blocks[..., 0, :]) / scale
+    # Colour by colour, for the same reason.
+    return torch.stack([sum(p[..., c] for p in pixels) / scale for c in range(3)], dim=-1)
 
 
 def _resample(

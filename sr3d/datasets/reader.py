@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from sr3d.datasets.batch import Batch, reduced_batch, resize_scene
 from sr3d.datasets.degrade import DegradeConfig
+from sr3d.datasets.heap import keep_freed_memory
 from sr3d.datasets.order import rank_order, shares
 from sr3d.datasets.sample import StoredClip
 from sr3d.datasets.shards import ShardReader, list_shards
@@ -238,6 +239,7 @@ class _Caught(IterableDataset[Batch | Sr3dError]):
         self.batches = batches
 
     def __iter__(self) -> Iterator[Batch | Sr3dError]:
+        keep_freed_memory()
         try:
             yield from self.batches
         except Sr3dError as error:

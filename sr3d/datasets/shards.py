@@ -255,10 +255,9 @@ class ShardReader:
         """
         offsets, last = self._offsets[shard], clip + 1 == len(self._offsets[shard])
         url, start = self.shards[shard].url, offsets[clip]
-        # Mapped, not read: most views of a long clip are not looked at.
-        page = start % mmap.ALLOCATIONGRANULARITY
-        length = 0 if last else page + offsets[clip + 1] - start
-        data = _mapped(self.shards[shard], self.remote, self.counters, start - page, length)[page:]
+        with _open(self.shards[shard], self.remote, self.counters) as file:
+            file.seek(start)
+            data = memoryview(file.read(-1 if last else offsets[clip + 1] - start))
         found = next(samples(data, url, whole=last), None)
         if found is None:
             raise Sr3dError(url, f"sample at byte {start}", "nothing", "a clip (index.json)")
