@@ -13,7 +13,7 @@ from sr3d.cli import main
 from sr3d.datasets import ShardDataset, write_shards
 from sr3d.datasets.converter import Converter, converters, find_converter
 from sr3d.datasets.evaluation import read_evaluation
-from sr3d.datasets.shards import read_index
+from sr3d.datasets.shards import list_shards, read_clips, read_index
 from sr3d.errors import Sr3dError
 
 SIZE = 32
@@ -129,3 +129,17 @@ def test_freeze_and_evaluate_by_index(tmp_path: Path, capsys: pytest.CaptureFixt
     photos = small_capture(tmp_path / "photos")
     assert main(["eval", str(photos), *words[2:], "--index", str(index)]) == 2
     assert "--index" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["redkitchen", "redkitchen-clip", "shelf", "apple", "castle4", "fox"])
+def test_cameras_in_the_shards_are_those_of_the_source(scenes: Path, name: str, tmp_path: Path) -> None:
+    assert main(["pack", "nerfstudio", str(scenes / name), str(tmp_path / "s"), "--workers", "1"]) == 0
+    truth = {Path(f["file"]).name: f for f in json.loads((scenes / name / "cameras.json").read_text())["frames"]}
+    (clip,) = read_clips(list_shards(tmp_path / "s")[0])
+    assert set(clip.frames) == set(truth)
+    to_world = np.linalg.inv(clip.cameras.world_to_cam.numpy())
+    for frame, pose, K in zip(clip.frames, to_world, clip.cameras.K.numpy()):
+        np.testing.assert_allclose(pose, truth[frame]["camera_to_world"], atol=1e-6)
+        if name != "fox":  # undistorted: a new K
+            np.testing.assert_allclose(K, truth[frame]["K"], atol=1e-6)
+    assert clip.has_depth == (name in ("redkitchen", "redkitchen-clip", "shelf"))
