@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -82,31 +81,34 @@ def test_a_second_run_keeps_what_is_whole_and_replaces_what_is_not(whole: Path, 
     assert _content(out) == _content(whole)
 
 
-@pytest.mark.slow
+KILL = """
+import os, random, signal, sys, time
+from pathlib import Path
+from converters import Toy
+from sr3d.datasets.pack import PackConfig, pack
+
+src, out, whole = map(Path, sys.argv[1:])
+rng = random.Random(0)
+for _ in range(10):
+    child = os.fork()
+    if not child:
+        pack(Toy(), src, out, config=PackConfig(shard_mb=1, workers=1), progress=False)
+        os._exit(0)
+    time.sleep(rng.uniform(0.002, 0.06))
+    os.kill(child, signal.SIGKILL)
+    print("killed" if os.WIFSIGNALED(os.waitpid(child, 0)[1]) else "finished")
+    for path in out.glob("*.tar"):
+        assert path.read_bytes() == (whole / path.name).read_bytes(), "a half-written shard"
+"""
+
+
 def test_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code = (
-        "import sys; from pathlib import Path; from converters import Toy\n"
-        "from sr3d.datasets.pack import PackConfig, pack\n"
-        "if __name__ == '__main__':\n"
-        "    print('ready', flush=True)\n"
-        f"    pack(Toy(), Path({str(whole.parent)!r}), Path({str(out)!r}), config=PackConfig(shard_mb=1, workers=1))\n"
-    )
-    (tmp_path / "run.py").write_text(code)
+    (tmp_path / "run.py").write_text(KILL)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    rng = random.Random(0)
-    killed = 0
-    for _ in range(4):
-        run = subprocess.Popen([sys.executable, tmp_path / "run.py"], env=environment, stdout=subprocess.PIPE)
-        assert run.stdout is not None
-        run.stdout.readline()
-        time.sleep(rng.uniform(0.01, 0.12))
-        killed += run.poll() is None
-        run.send_signal(signal.SIGKILL)
-        run.communicate()
-        tars = {p.name for p in out.glob("*.tar")}
-        assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in tars), "a half-written shard"
-    assert killed
+    command = [sys.executable, tmp_path / "run.py", whole.parent, out, whole]
+    ended = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+    assert len(ended) == 10 and ended.count("killed") >= 3
     _pack(whole.parent, out)
     assert _content(out) == _content(whole)
 
