@@ -15,6 +15,7 @@ from PIL import Image
 from sr3d.inspection.report import Report, some, span
 from sr3d.inspection.shots import Depth, Shot
 from sr3d.io.frames import Frame
+from sr3d.io.images import image_size
 
 _ORIENTATION = 274  # EXIF
 _MOST_COUNTS = 65535
@@ -267,7 +268,7 @@ def _orientation(path: Path) -> int:
 
 def _suits_turned(frame: Frame) -> bool:
     """Whether the principal point is nearer to the middle of the turned image than to that of the stored one."""
-    width, height = frame.size or Image.open(frame.image).size
+    width, height = frame.size or image_size(frame.image)
     centre = frame.K[:2, 2]
     stored, turned = (np.abs(centre / size - 0.5).max() for size in ((width, height), (height, width)))
     return bool(turned < stored)

@@ -111,15 +111,25 @@ def check_depth(scene: Scene, convention: Convention) -> DepthCheck:
     scaled = out.mistake is not None and out.mistake.reading.startswith(SCALED)
     if scaled or (out.mistake is None and given.typical()[0] < LEAST_SAME):
         out.mistake = _other_scale(scene, convention, out.mistake)
-    judged = scene if out.mistake is None else out.mistake.correct(scene)
-    after = given if out.mistake is None else compare(judged, given.pairs, _FINE)
-    out.corrected = None if out.mistake is None else after
+    judged, after = scene, given
+    if out.mistake is not None:
+        judged = out.mistake.correct(scene)
+        after = out.corrected = compare(judged, given.pairs, _FINE)
+        if given.typical()[0] >= LEAST_SAME and not _as_good(after, given):
+            # More is seen by both, but not better: views that agree keep their poses.
+            out.mistake, out.corrected, judged, after = None, None, scene, given
     # What a common mistake spoils says nothing of single views.
     if after.typical()[0] >= LEAST_SAME:
         shares, limits = (0.8, 0.9), (0.02, 0.01)
         out.wrong, out.doubtful, out.alone = odd_views(after.pairs, after.same, after.error, len(scene), shares, limits)
     out.still = bool(depth_score(_held(judged), given.pairs, _COARSE).mean() > 0.95 * after.score.mean() > 0)
     return out
+
+
+def _as_good(after: Agreement, before: Agreement) -> bool:
+    """Whether depth and colours agree no worse than before in those pairs that share enough."""
+    (same, error, color, _), (old_same, old_error, old_color, _) = after.typical(), before.typical()
+    return same >= old_same - 0.005 and error <= 1.02 * old_error and color >= old_color - 0.01
 
 
 def depth_score(scene: Scene, pairs: Int[Tensor, "p 2"], columns: int) -> Float64[Tensor, " p"]:

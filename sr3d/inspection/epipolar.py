@@ -17,13 +17,13 @@ from sr3d.inspection.mistakes import Convention, Mistake, usual_mistakes
 from sr3d.inspection.report import Report, some
 from sr3d.scene import Scene
 
-_FEATURES, _RATIO, _LEAST_MATCHES = 1200, 0.8, 20
+_FEATURES, _RATIO, _LEAST_MATCHES, _LEAST_PAIRS = 1200, 0.8, 20, 3
 _GAPS, _FEW, _TRIED = (1, 2, 4), 8, 40
 # In shares of the image's longer side: what counts as explained, and the width of the score.
-_CLOSE, _SHARP = 0.005, 0.003
+_CLOSE, _SHARP = 0.01, 0.003
 # A small error of rotation puts far points beyond infinity: so much of that is forgiven.
 _SLACK = 0.03
-_LEAST_SHARE, _GOOD_SHARE = 0.5, 0.8
+_LEAST_SHARE, _GOOD_SHARE = 0.6, 0.85
 
 
 @dataclass(kw_only=True)
@@ -57,7 +57,7 @@ class MatchCheck:
         matches: Number of matches.
         pairs: Number of pairs of views with matches.
         error: Median distance to the epipolar line in pixels of the full images.
-        share: Share of the matches within 0.5 % of the image's longer side.
+        share: Share of the matches within 1 % of the image's longer side.
         under_two: Share of the matches within 2 pixels.
         mistake: The usual mistake without which the poses explain more, if there is one.
         corrected: Error and share without it.
@@ -88,7 +88,9 @@ class MatchCheck:
             return
         verdict = "passes" if self.passed else "FAILS"
         text = f"median {self.error:.2g} px, {100 * self.under_two:.0f} % within 2 px"
-        report.facts["epipolar check"] = f"{verdict}: {text} ({self.matches} matches in {self.pairs} pairs of views)"
+        seen = f"{self.matches} matches in {self.pairs} pairs of views"
+        seen += f"; {len(self.alone)} views without any" if self.alone else ""
+        report.facts["epipolar check"] = f"{verdict}: {text} ({seen})"
         if self.mistake is not None and self.corrected is not None:
             rises = f"{100 * self.share:.0f} % of the matches are explained, {100 * self.corrected[1]:.0f} % (median "
             rises += f"{self.error:.3g} px, then {self.corrected[0]:.2g} px) if {self.mistake.reading}"
@@ -135,13 +137,17 @@ def check_matches(scene: Scene, grey: Sequence[UInt8[np.ndarray, "h w"]], conven
     )
     out.mistake = find_mistake(scene, usual_mistakes(scene, convention), score, matches.pairs)
     if out.mistake is not None:
-        distance = distances(out.mistake.correct(scene), matches)
-        share = float((distance < _CLOSE * longer).double().mean())
-        out.corrected = float(distance.median()) * full, share
+        undone = distances(out.mistake.correct(scene), matches)
+        share, error = float((undone < _CLOSE * longer).double().mean()), float(undone.median()) * full
+        clear = error < 0.6 * out.error and len(matches.pairs) >= _LEAST_PAIRS
+        if share >= out.share and (out.share < _LEAST_SHARE or clear):
+            out.corrected, distance = (error, share), undone
+        else:
+            out.mistake = None
     if float((distance < _CLOSE * longer).double().mean()) >= _LEAST_SHARE:
         same = _means((distance < _CLOSE * longer).double(), matches)
         error = torch.stack([distance[matches.row == i].median() for i in range(len(matches.pairs))])
-        shares, limits = (0.5, 0.75), (2 * _CLOSE * longer, _CLOSE * longer)
+        shares, limits = (0.5, 0.75), (_CLOSE * longer, _CLOSE * longer / 2)
         out.wrong, out.doubtful, out.alone = odd_views(matches.pairs, same, error, len(scene), shares, limits)
     return out
 

@@ -23,7 +23,7 @@ from sr3d.io.transforms import transforms_frames
 _UNIT = "the unit of the depth files"
 _KINDS = {
     "transforms": ("transforms.json", "transform_matrix", True, True, "depth_unit_scale_factor"),
-    "colmap": ("COLMAP", "QVEC TVEC of images.txt", False, False, _UNIT),
+    "colmap": ("COLMAP", "the pose in images.txt or images.bin", False, False, _UNIT),
     "scannet": ("ScanNet's exported layout", "pose/*.txt", True, False, _UNIT),
     "images": ("images without poses", "poses", True, False, _UNIT),
 }
