@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from sr3d.datasets.assemble import frame_clips
 from sr3d.datasets.clip import Clip
-from sr3d.datasets.converter import ClipOptions, Drops, Entry, Split, frame_clips
+from sr3d.datasets.converter import ClipOptions, Drops, Entry, Split
 from sr3d.io.colmap import colmap_frames, find_model
 
 from .nerfstudio import count_frames, scene_entries

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from sr3d.datasets.assemble import frame_clips
 from sr3d.datasets.clip import Clip
-from sr3d.datasets.converter import ClipOptions, Drops, Entry, Split, frame_clips, split_of
+from sr3d.datasets.converter import ClipOptions, Drops, Entry, Split, split_of
 from sr3d.errors import Sr3dError
 from sr3d.io.transforms import transforms_frames
 

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sr3d.datasets.assemble import frame_clips
 from sr3d.datasets.clip import Clip
-from sr3d.datasets.converter import ClipOptions, Drops, Entry, Split, frame_clips
+from sr3d.datasets.converter import ClipOptions, Drops, Entry, Split
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import quat_to_matrix
 from sr3d.io.frames import NO_DISTORTION, Frame, rigid_inverse

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, get_args
 
+from sr3d.datasets.assemble import clip_name, cut
 from sr3d.datasets.clip import Clip, scene_clip
-from sr3d.datasets.converter import ClipOptions, Drops, Entry, Split, clip_name, cut
+from sr3d.datasets.converter import ClipOptions, Drops, Entry, Split
 from sr3d.datasets.layout import CLASSES
 from sr3d.datasets.procedural import Split as Part
 from sr3d.datasets.procedural import world_seed

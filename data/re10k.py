@@ -15,18 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sr3d.datasets.assemble import assemble, make_view, pose_problem, whole_image
 from sr3d.datasets.clip import Clip, View
-from sr3d.datasets.converter import (
-    ClipOptions,
-    Drops,
-    Entry,
-    Split,
-    assemble,
-    make_view,
-    pose_problem,
-    split_of,
-    whole_image,
-)
+from sr3d.datasets.converter import ClipOptions, Drops, Entry, Split, split_of
 from sr3d.errors import Sr3dError
 
 _CHUNK = re.compile(r"[0-9]+\.torch")

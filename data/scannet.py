@@ -13,18 +13,9 @@ import numpy as np
 from jaxtyping import Float64, Int16, Int64
 from numpy.typing import NDArray
 
+from sr3d.datasets.assemble import assemble, decode_image, make_view, pose_problem, whole_image
 from sr3d.datasets.clip import Clip, View
-from sr3d.datasets.converter import (
-    ClipOptions,
-    Drops,
-    Entry,
-    Split,
-    assemble,
-    decode_image,
-    make_view,
-    pose_problem,
-    whole_image,
-)
+from sr3d.datasets.converter import ClipOptions, Drops, Entry, Split
 from sr3d.errors import Sr3dError
 from sr3d.io.frames import reproject
 

@@ -15,7 +15,8 @@ from jaxtyping import Float, Float64, Int64
 from numpy.typing import NDArray
 from PIL import Image
 
-from sr3d.datasets.converter import Drops, check_K
+from sr3d.datasets.assemble import check_K
+from sr3d.datasets.converter import Drops
 from sr3d.errors import Sr3dError
 from sr3d.io.archive import ZipMembers
 from sr3d.io.frames import Frame, rigid_inverse

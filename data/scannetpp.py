@@ -13,8 +13,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sr3d.datasets.assemble import frame_clips
 from sr3d.datasets.clip import Clip
-from sr3d.datasets.converter import ClipOptions, Drops, Entry, Split, frame_clips
+from sr3d.datasets.converter import ClipOptions, Drops, Entry, Split
 from sr3d.errors import Sr3dError
 from sr3d.io.colmap import colmap_frames
 from sr3d.io.frames import Frame, rigid_inverse
