@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sr3d.inspection.mistakes import SCALED, Convention, Mistake, depth_mistake, usual_mistakes
 from sr3d.inspection.report import Report, some
-from sr3d.inspection.reproject import Agreement, all_pairs, compare, near_pairs
+from sr3d.inspection.reproject import Agreement, all_pairs, compare, near_pairs, score
 from sr3d.scene import Scene
 
 Score = Callable[[Scene, Int[Tensor, "p 2"], int], Float64[Tensor, " p"]]
@@ -107,7 +107,7 @@ def check_depth(scene: Scene, convention: Convention) -> DepthCheck:
         return DepthCheck(given=compare(scene, all_pairs(len(scene)), _FINE), still=True)
     given = compare(scene, all_pairs(len(scene)), _FINE)
     out = DepthCheck(given=given)
-    out.mistake = find_mistake(scene, usual_mistakes(scene, convention), depth_score)
+    out.mistake = find_mistake(scene, usual_mistakes(scene, convention), score)
     scaled = out.mistake is not None and out.mistake.reading.startswith(SCALED)
     if scaled or (out.mistake is None and given.typical()[0] < LEAST_SAME):
         out.mistake = _other_scale(scene, convention, out.mistake)
@@ -122,7 +122,7 @@ def check_depth(scene: Scene, convention: Convention) -> DepthCheck:
     if after.typical()[0] >= LEAST_SAME:
         shares, limits = (0.8, 0.9), (0.02, 0.01)
         out.wrong, out.doubtful, out.alone = odd_views(after.pairs, after.same, after.error, len(scene), shares, limits)
-    out.still = bool(depth_score(_held(judged), given.pairs, _COARSE).mean() > 0.95 * after.score.mean() > 0)
+    out.still = bool(score(_held(judged), given.pairs, _COARSE).mean() > 0.95 * after.score.mean() > 0)
     return out
 
 
@@ -132,13 +132,8 @@ def _as_good(after: Agreement, before: Agreement) -> bool:
     return same >= old_same - 0.005 and error <= 1.02 * old_error and color >= old_color - 0.01
 
 
-def depth_score(scene: Scene, pairs: Int[Tensor, "p 2"], columns: int) -> Float64[Tensor, " p"]:
-    """`Agreement.score` of pairs of views."""
-    return compare(scene, pairs, columns).score
-
-
 def find_mistake(
-    scene: Scene, mistakes: Sequence[Mistake], score: Score, pairs: Int[Tensor, "p 2"] | None = None
+    scene: Scene, mistakes: Sequence[Mistake], measure: Score, pairs: Int[Tensor, "p 2"] | None = None
 ) -> Mistake | None:
     """The mistake without which the views agree best, where that is clearly better than what is given.
 
@@ -147,17 +142,17 @@ def find_mistake(
     Args:
         scene: Posed views.
         mistakes: Candidates.
-        score: Agreement of pairs of views; the last argument is how closely to look.
+        measure: Agreement of pairs of views; the last argument is how closely to look.
         pairs: Views to compare; near ones, the same every time, if None.
     """
     some_pairs = near_pairs(len(scene), _TRIED) if pairs is None else pairs
-    means = torch.stack([score(m.correct(scene), some_pairs, _COARSE).mean() for m in mistakes])
+    means = torch.stack([measure(m.correct(scene), some_pairs, _COARSE).mean() for m in mistakes])
     finalists = [mistakes[i] for i in means.argsort(descending=True, stable=True)[:3].tolist()]
     more_pairs = near_pairs(len(scene), 3 * _TRIED) if pairs is None else pairs
-    given = score(scene, more_pairs, _FINE)
+    given = measure(scene, more_pairs, _FINE)
     best, best_mean = None, _LEAST_GAIN * float(given.mean()) + 1e-3
     for mistake in finalists:
-        found = score(mistake.correct(scene), more_pairs, _FINE)
+        found = measure(mistake.correct(scene), more_pairs, _FINE)
         differs = (found - given).abs() > 1e-3
         wins = float((found > given)[differs].double().mean()) if differs.any() else 0.0
         if float(found.mean()) > best_mean and wins > _LEAST_WINS:
@@ -171,13 +166,13 @@ def _other_scale(scene: Scene, convention: Convention, known: Mistake | None) ->
     pairs = near_pairs(len(scene), _TRIED)
     for spread in (0.16, 0.04, 0.0):
         tried = [depth_mistake(f, convention).correct(scene) for f in factors]
-        scores = [float(depth_score(other, pairs, _COARSE).mean()) for other in tried]
+        scores = [float(score(other, pairs, _COARSE).mean()) for other in tried]
         best = factors[max(range(len(factors)), key=scores.__getitem__)]
         factors = [best * (1 + spread * k / 4) for k in range(-4, 5)]
     found = [depth_mistake(best, convention)] + ([] if known is None else [known])
-    if known is not None and max(scores) < 1.02 * float(depth_score(known.correct(scene), pairs, _COARSE).mean()):
+    if known is not None and max(scores) < 1.02 * float(score(known.correct(scene), pairs, _COARSE).mean()):
         return known
-    return find_mistake(scene, found, depth_score)
+    return find_mistake(scene, found, score)
 
 
 def _held(scene: Scene) -> Scene:

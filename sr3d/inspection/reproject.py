@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from sr3d.scene import Scene
@@ -80,46 +80,84 @@ def compare(scene: Scene, pairs: Int[Tensor, "p 2"], columns: int = 40) -> Agree
         pairs: Views (from, to). [P, 2]
         columns: Points along the longer side of the grid that is looked at.
     """
-    cameras, depths = scene.posed().to(torch.float64), scene.depths
-    assert depths is not None
-    height, width = cameras.height, cameras.width
-    grey = scene.images.mean(dim=-1).double()
-    rows, cols = _grid(height, width, columns)
-    pixels = torch.stack([cols + 0.5, rows + 0.5, torch.ones_like(rows)], dim=-1).double()
-    depth = depths[:, rows, cols].double()
-    rays = torch.einsum("vij,nj->vni", torch.linalg.inv(cameras.K), pixels)
-    to_world = torch.linalg.inv(cameras.world_to_cam)
-    world = torch.einsum("vij,vnj->vni", to_world[:, :3, :3], rays * depth[..., None]) + to_world[:, None, :3, 3]
-
-    a, b = pairs.T
-    pose = cameras.world_to_cam[b]
-    there = torch.einsum("pij,pnj->pni", pose[:, :3, :3], world[a]) + pose[:, None, :3, 3]
-    z = there[..., 2]
-    uv = torch.einsum("pij,pnj->pni", cameras.K[b], there)[..., :2] / z.clamp_min(1e-12)[..., None]
-    known = depth[a] > 0
-    inside = known & (z > 1e-9) & (uv >= 0).all(-1) & (uv[..., 0] < width) & (uv[..., 1] < height)
-    u, v = (torch.where(inside, uv[..., i], 0).long() for i in (0, 1))
-    target = depths[b[:, None], v, u].double()
-    both = inside & (target > 0)
-    off = torch.where(both, (z - target) / target.clamp_min(1e-12), torch.nan)
-    open_ = both & (off < SAME)
-    mine, theirs = grey[:, rows, cols][a], grey[b[:, None], v, u]
-    total = known.sum(-1).clamp_min(1)
-    enough = (open_.sum(-1) >= _LEAST_POINTS) & (inside.sum(-1) >= _LEAST_OVERLAP * total)
-    other = grey[((b + len(scene) // 2) % len(scene))[:, None], v, u]
+    m = _meet(scene, pairs, columns)
+    visible = m.both & (m.off < SAME)
+    total = m.known.sum(-1).clamp_min(1)
+    enough = (visible.sum(-1) >= _LEAST_POINTS) & (m.inside.sum(-1) >= _LEAST_OVERLAP * total)
+    others = torch.stack([m.to[:, 0] + len(scene) // 2, m.to[:, 1], m.to[:, 2]], dim=1)
+    others[:, 0] %= len(scene)
 
     def judged(values: Tensor) -> Tensor:
         return torch.where(enough, values, torch.nan)
 
+    mine, theirs, strange = (_intensity(scene, places) for places in (m.origin, m.to, others))
     return Agreement(
         pairs=pairs,
-        overlap=inside.sum(-1) / total.double(),
-        same=judged((open_ & (off > -SAME)).sum(-1) / open_.sum(-1).clamp_min(1).double()),
-        error=judged(torch.where(open_, off.abs(), torch.nan).nanmedian(-1).values),
-        color=judged(_correlation(mine, theirs, open_)),
-        chance=judged(_correlation(mine, other, open_)),
-        score=_score(off, mine - theirs, both, total),
+        overlap=m.inside.sum(-1) / total.double(),
+        same=judged((visible & (m.off > -SAME)).sum(-1) / visible.sum(-1).clamp_min(1).double()),
+        error=judged(torch.where(visible, m.off.abs(), torch.nan).nanmedian(-1).values),
+        color=judged(_correlation(mine, theirs, visible)),
+        chance=judged(_correlation(mine, strange, visible)),
+        score=_score(m, mine - theirs),
     )
+
+
+def score(scene: Scene, pairs: Int[Tensor, "p 2"], columns: int) -> Float64[Tensor, " p"]:
+    """Only `Agreement.score` of pairs of views; arguments as for `compare`."""
+    m = _meet(scene, pairs, columns)
+    return _score(m, _intensity(scene, m.origin) - _intensity(scene, m.to))
+
+
+@dataclass(kw_only=True)
+class _Meeting:
+    """Points of the first views of P pairs, seen in the second ones.
+
+    Attributes:
+        origin, to: View, row and column of every point in its own view, and in the other one. [P, 3, N]
+        known: Points with a depth. [P, N]
+        inside: Those that fall into the other frame. [P, N]
+        both: Those that meet a depth there. [P, N]
+        off: Their depth relative to that one, minus 1; NaN for others. [P, N]
+    """
+
+    origin: Int[Tensor, "p 3 n"]
+    to: Int[Tensor, "p 3 n"]
+    known: Bool[Tensor, "p n"]
+    inside: Bool[Tensor, "p n"]
+    both: Bool[Tensor, "p n"]
+    off: Float64[Tensor, "p n"]
+
+
+def _meet(scene: Scene, pairs: Int[Tensor, "p 2"], columns: int) -> _Meeting:
+    cameras, depths = scene.posed(), scene.depths
+    assert depths is not None
+    height, width = cameras.height, cameras.width
+    poses, K = cameras.world_to_cam.double(), cameras.K.double()
+    rows, cols = _grid(height, width, columns)
+    pixels = torch.stack([cols + 0.5, rows + 0.5, torch.ones_like(rows)], dim=-1).double()
+    depth = depths[:, rows, cols].double()
+    rays = torch.einsum("vij,nj->vni", torch.linalg.inv(K), pixels)
+    to_world = torch.linalg.inv(poses)
+    world = torch.einsum("vij,vnj->vni", to_world[:, :3, :3], rays * depth[..., None]) + to_world[:, None, :3, 3]
+
+    a, b = pairs.T
+    there = torch.einsum("pij,pnj->pni", poses[b][:, :3, :3], world[a]) + poses[b][:, None, :3, 3]
+    z = there[..., 2]
+    uv = torch.einsum("pij,pnj->pni", K[b], there)[..., :2] / z.clamp_min(1e-12)[..., None]
+    known = depth[a] > 0
+    inside = known & (z > 1e-9) & (uv >= 0).all(-1) & (uv[..., 0] < width) & (uv[..., 1] < height)
+    u, v = (torch.where(inside, uv[..., i], 0).long() for i in (0, 1))
+    to = torch.stack([b[:, None].expand_as(u), v, u], dim=1)
+    origin = torch.stack([a[:, None].expand_as(u), rows.expand_as(u), cols.expand_as(u)], dim=1)
+    target = depths[to.unbind(1)].double()
+    both = inside & (target > 0)
+    off = torch.where(both, (z - target) / target.clamp_min(1e-12), torch.nan)
+    return _Meeting(origin=origin, to=to, known=known, inside=inside, both=both, off=off)
+
+
+def _intensity(scene: Scene, places: Int[Tensor, "p 3 n"]) -> Float64[Tensor, "p n"]:
+    """Mean of the colour channels at (view, row, column)."""
+    return scene.images[places.unbind(1)].double().mean(-1)
 
 
 def _grid(height: int, width: int, columns: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
@@ -129,16 +167,17 @@ def _grid(height: int, width: int, columns: int) -> tuple[Int[Tensor, " n"], Int
     return v.reshape(-1), u.reshape(-1)
 
 
-def _score(
-    off: Float[Tensor, "p n"], change: Float[Tensor, "p n"], both: Bool[Tensor, "p n"], total: Int[Tensor, " p"]
-) -> Float64[Tensor, " p"]:
+def _score(m: _Meeting, change: Float64[Tensor, "p n"]) -> Float64[Tensor, " p"]:
     """See `Agreement.score`; a common change of brightness is taken out first."""
-    common = torch.where(both & (off.abs() < SAME), change, torch.nan).nanmedian(-1, keepdim=True).values.nan_to_num(0)
-    points = torch.exp(-off.abs() / _SHARP) * torch.exp(-(change - common).abs() / _COLOR)
-    return torch.where(both, points, 0).sum(-1) / total
+    agree = m.both & (m.off.abs() < SAME)
+    common = torch.where(agree, change, torch.nan).nanmedian(-1, keepdim=True).values.nan_to_num(0)
+    points = torch.exp(-m.off.abs() / _SHARP) * torch.exp(-(change - common).abs() / _COLOR)
+    return torch.where(m.both, points, 0).sum(-1) / m.known.sum(-1).clamp_min(1)
 
 
-def _correlation(a: Float[Tensor, "p n"], b: Float[Tensor, "p n"], mask: Bool[Tensor, "p n"]) -> Float64[Tensor, " p"]:
+def _correlation(
+    a: Float64[Tensor, "p n"], b: Float64[Tensor, "p n"], mask: Bool[Tensor, "p n"]
+) -> Float64[Tensor, " p"]:
     """Pearson correlation over the points of a mask; 0 where nothing varies."""
     count = mask.sum(-1, keepdim=True).clamp_min(1)
     da, db = (torch.where(mask, x - torch.where(mask, x, 0).sum(-1, keepdim=True) / count, 0) for x in (a, b))
