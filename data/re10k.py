@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 import torch
@@ -71,10 +71,20 @@ class RealEstate10K:
         split = entry.name.split("-")[0]
         shared = entry.path.parent.name == "train" and not (entry.path.parents[1] / "validation").is_dir()
         scenes = read_chunk(entry.path)
+        seen, left = set[str](), entry.path.stat().st_size
         while scenes:
             scene = scenes.pop(0)
             try:
                 key, cameras, images, times = _parts(scene, entry.path)
+                if key in seen:
+                    raise Sr3dError(entry.path, "key", f"{key} twice", "a key for every scene")
+                # Scenes that share their tensors would make shards far larger than the chunk.
+                left -= sum(len(image) for image in images)
+                if left < 0:
+                    raise Sr3dError(
+                        f"{entry.path}: {key}", "images", "more bytes than the file has", "tensors of its own"
+                    )
+                seen.add(key)
             except Sr3dError as error:
                 drops.scene("damaged", str(error))
                 continue
@@ -153,18 +163,26 @@ def _parts(scene: Any, path: Path) -> tuple[str, Tensor, list[Tensor], list[int]
     if not isinstance(images, list) or not all(_is_file(image) for image in images):
         raise Sr3dError(where, "images", type(images).__name__, "a list of uint8 tensors of JPEG bytes")
     count = len(images)
-    if sum(len(image) for image in images) > path.stat().st_size:
-        raise Sr3dError(where, "images", "more bytes than the file has", "tensors that do not overlap")
-    if not isinstance(cameras, Tensor) or not cameras.is_floating_point() or cameras.shape != (count, 18):
+    if not _is_plain(cameras) or not cameras.is_floating_point() or cameras.shape != (count, 18):
         raise Sr3dError(where, "cameras", _kind(cameras), f"float32 [{count}, 18], as many as images")
-    if not isinstance(times, Tensor) or times.is_floating_point() or times.shape != (count,):
+    if not _is_plain(times) or times.is_floating_point() or times.shape != (count,):
         raise Sr3dError(where, "timestamps", _kind(times), f"int64 [{count}], as many as images")
     return key, cameras.double(), images, times.tolist()
 
 
 def _is_file(image: Any) -> bool:
     # A tensor that repeats one byte by stride 0 would grow when it is read.
-    return isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 1 and image.is_contiguous()
+    return _is_plain(image) and image.dtype == torch.uint8 and image.ndim == 1 and image.is_contiguous()
+
+
+def _is_plain(value: Any) -> TypeGuard[Tensor]:
+    """Whether something is a tensor with numbers in memory: none that is sparse, without content, or to be learned."""
+    return (
+        type(value) is Tensor
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.requires_grad
+    )
 
 
 def _kind(value: Any) -> str:

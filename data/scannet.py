@@ -235,10 +235,10 @@ def _borders(scan: Scan, shots: Sequence[Shot]) -> tuple[int, int, int, int]:
     for shot in chosen:
         try:
             image = shot.color()
+            if isinstance(image, bytes) and whole_image(image) == scan.size:
+                image = decode_image(image)
         except Sr3dError:
             continue  # counted when its turn comes
         if not isinstance(image, bytes):
             images.append(image)
-        elif whole_image(image) == scan.size:
-            images.append(decode_image(image))
     return black_borders(images)

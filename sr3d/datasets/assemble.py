@@ -16,12 +16,24 @@ from jaxtyping import Float, Float64
 from PIL import Image
 
 from sr3d.cameras import Cameras
-from sr3d.datasets.clip import Clip, ImageFormat, View, depth_samples, encode_depth, encode_ids, encode_image
+from sr3d.datasets.clip import (
+    AS_STORED,
+    MAX_SIDE,
+    Clip,
+    ImageFormat,
+    View,
+    depth_samples,
+    encode_depth,
+    encode_ids,
+    encode_image,
+)
 from sr3d.datasets.converter import ClipOptions, Drops
 from sr3d.errors import Sr3dError
 from sr3d.io.frames import Frame, decode_frame, decode_maps
 
 T = TypeVar("T")
+_FARTHEST = 1e6  # world units; float32 has no pixels beyond
+_LONGEST = 1e4  # focal length in image sizes: a field of view of 20 arc seconds
 
 
 def cut(items: Sequence[Any], options: ClipOptions) -> list[list[Any]]:
@@ -42,23 +54,29 @@ def pose_problem(world_to_cam: Float64[np.ndarray, "4 4"]) -> str | None:
     if not np.isfinite(world_to_cam).all():
         return "pose not finite"
     R = world_to_cam[:3, :3]
-    if np.abs(R @ R.T - np.eye(3)).max() > 1e-3 or np.linalg.det(R) < 0:
+    rigid = np.abs(R @ R.T - np.eye(3)).max() <= 1e-3 and np.linalg.det(R) > 0
+    if not rigid or np.abs(world_to_cam[3] - [0, 0, 0, 1]).max() > 1e-5:
         return "pose not a rotation"
-    return None
+    return None if np.abs(world_to_cam[:3, 3]).max() < _FARTHEST else "pose too far away"
 
 
 def check_K(K: Float64[np.ndarray, "3 3"], size: tuple[int, int], source: str | Path, name: str) -> None:
-    """Raise for intrinsics that cannot belong to an image of this size: the principal point lies far outside.
+    """Raise for intrinsics that cannot belong to an image of this size.
 
     Raises:
-        Sr3dError: K is not finite, not in pixels, belongs to another resolution, or has fx or fy ≤ 0.
+        Sr3dError: K is not finite, not in pixels, belongs to another resolution (its principal point is far from the
+            middle), has fx or fy ≤ 0, skew, or another last row than 0 0 1.
     """
     width, height = size
     if not np.isfinite(K).all() or K[0, 0] < 0.1 * width or K[1, 1] < 0.1 * height:
         eye = torch.eye(4, dtype=torch.float64)[None]
         Cameras(world_to_cam=eye, K=torch.from_numpy(K)[None], width=width, height=height).check(source, [name])
     cx, cy = float(K[0, 2]), float(K[1, 2])
-    if not (0.2 * width < cx < 0.8 * width and 0.2 * height < cy < 0.8 * height):
+    rest = np.array([K[0, 1] / K[0, 0], K[1, 0] / K[1, 1], K[2, 0], K[2, 1], K[2, 2] - 1])
+    if np.abs(rest).max() > 1e-3 or max(K[0, 0], K[1, 1]) > _LONGEST * max(size):
+        expected = f"[fx 0 cx; 0 fy cy; 0 0 1], fx and fy below {_LONGEST:g} image sizes"
+        raise Sr3dError(source, f"K of {name}", str(K.tolist())[:120], expected)
+    if not (0.3 * width < cx < 0.7 * width and 0.3 * height < cy < 0.7 * height):
         expected = f"about the middle of {width}x{height}: is K of another resolution?"
         raise Sr3dError(source, f"principal point of {name}", f"{cx:.1f}, {cy:.1f}", expected)
 
@@ -97,6 +115,8 @@ def make_view(
         Sr3dError: K does not fit the image, or depth or ids cannot be stored.
     """
     check_K(K, size, where, frame)
+    if max(size) > MAX_SIDE:
+        raise Sr3dError(where, f"size of {frame}", f"{size[0]}x{size[1]}", f"at most {MAX_SIDE} pixels per side")
     if options.max_side and max(size) > options.max_side:
         image = decode_image(image) if isinstance(image, bytes) else image
         width, height = size
@@ -195,13 +215,15 @@ def assemble(
 def whole_image(data: bytes) -> tuple[int, int] | None:
     """Width and height of an 8-bit RGB JPEG or PNG that can be stored as it is; None for any other file.
 
-    Only the header and the end are looked at: a file that was cut off has not the end of its format.
+    A JPEG is not decoded: one that was cut off has not the end of its format. Of a PNG the checksums are compared.
     """
     if not data.endswith((b"\xff\xd9", b"IEND\xaeB`\x82")):
         return None
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             size, plain = image.size, image.mode == "RGB" and "transparency" not in image.info
+            if image.format == "PNG":
+                image.verify()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     sixteen_bits = data[:4] == b"\x89PNG" and data[24] == 16
@@ -214,7 +236,7 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
     Raises:
         Sr3dError: It is damaged between its header and its end.
     """
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), AS_STORED)
     if image is None:
         raise Sr3dError("image", "content", f"{len(data)} bytes that cannot be decoded", "a whole JPEG or PNG")
     return np.asarray(image, np.uint8)

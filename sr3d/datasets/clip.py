@@ -18,6 +18,10 @@ from sr3d.scene import Scene
 ImageFormat = Literal["jpg", "png"]
 
 MAX_COUNT = 65535
+MAX_SIDE = 1 << 16
+MAX_UNIT = 1e9
+# RGB as the pixels lie in the file: K and poses belong to those, whatever an EXIF orientation says.
+AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 JPEG_QUALITY = 95
 _GRID = 16  # depth samples per side that overlap is measured with
 _SAME_DEPTH = 0.1  # relative difference up to which two views are taken to see one surface
@@ -101,6 +105,8 @@ def encode_depth(depth: Float[np.ndarray, "h w"], unit: float | None, where: str
     if not np.isfinite(depth).all() or depth.min() < 0:
         raise Sr3dError(where, "depth", "negative, NaN or inf", "finite z-depths, 0 where unknown")
     unit = unit or float(depth.max()) / MAX_COUNT or 1.0
+    if not 0 < unit < MAX_UNIT:
+        raise Sr3dError(where, "depth unit", f"{unit:g} world units per count", f"above 0, below {MAX_UNIT:g}")
     counts = (depth / unit).round()
     counts = np.where(depth > 0, np.maximum(counts, 1), 0)
     return _file(np.where(counts > MAX_COUNT, 0, counts).astype(np.uint16), "png", []), unit

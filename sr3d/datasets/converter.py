@@ -14,7 +14,7 @@ from sr3d.datasets.clip import Clip, ImageFormat
 from sr3d.errors import Sr3dError
 
 Split = Literal["train", "validation", "test", "all"]
-_MOST_EXAMPLES = 20
+_MOST_EXAMPLES, _LONGEST_EXAMPLE = 20, 300
 _GROUP = "sr3d.converters"  # entry points: other packages can add converters
 
 
@@ -76,7 +76,8 @@ class Drops:
 
     def _note(self, text: str) -> None:
         if len(self.examples) < _MOST_EXAMPLES:
-            self.examples.append(text)
+            # Names of files need not be text.
+            self.examples.append(text[:_LONGEST_EXAMPLE].encode("utf-8", "backslashreplace").decode())
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -160,5 +161,6 @@ def find_converter(name: str) -> type[Any]:
 
 def split_of(name: str) -> Split:
     """The split of a scene of a data set without official ones: by a hash of its name, 80 / 10 / 10 %."""
-    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
+    digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).digest()
+    share = int.from_bytes(digest[:4], "big") / 2**32
     return "train" if share < 0.8 else "validation" if share < 0.9 else "test"

@@ -112,9 +112,9 @@ def write_evaluation(path: str | Path, index: EvaluationIndex) -> None:
         "rule": index.rule,
         "left_out": index.left_out,
     }
-    items = [json.dumps({k: v for k, v in asdict(i).items() if v is not None}, ensure_ascii=False) for i in index.items]
+    items = [json.dumps({k: v for k, v in asdict(i).items() if v is not None}) for i in index.items]
     # An item per line: two versions of an index can be compared.
-    text = json.dumps(head, ensure_ascii=False)[:-1] + ', "items": [\n' + ",\n".join(items) + "\n]}\n"
+    text = json.dumps(head)[:-1] + ', "items": [\n' + ",\n".join(items) + "\n]}\n"
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

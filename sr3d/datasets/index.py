@@ -101,8 +101,8 @@ class Index:
         size = {"bytes": sum(s.bytes for s in self.shards)}
         content = {"format": FORMAT, "version": VERSION, **head, **totals, **size}
         # One line per tar file: a person can read the head, and a large set stays small.
-        lines = ",\n  ".join(json.dumps({"clips": s.clips, **vars(s)}, ensure_ascii=False) for s in self.shards)
-        text = json.dumps(content, indent=1, ensure_ascii=False).removesuffix("\n}")
+        lines = ",\n  ".join(json.dumps({"clips": s.clips, **vars(s)}) for s in self.shards)
+        text = json.dumps(content, indent=1).removesuffix("\n}")
         with atomic(path) as temporary:
             temporary.write_text(f'{text},\n "shards": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
 

@@ -204,7 +204,7 @@ def run_task(job: Job, number: int, note: Callable[[str], None]) -> tuple[Part, 
     part = Part(shards=shards, drops=drops)
     content = {"shards": [vars(s) for s in shards], "dropped": drops.as_dict()}
     with atomic(_part_file(job.folder, number)) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return part, False
 
 
@@ -242,6 +242,9 @@ def _clips(job: Job, entries: Sequence[Entry], drops: Drops, note: Callable[[str
                 drops.frame("rest of a damaged scene", f"{entry.name}: {error}")
             else:
                 drops.scene("damaged", f"{entry.name}: {error}")
+        # What no converter has foreseen must not end a run over thousands of scenes; its kind is in the summary.
+        except Exception as error:
+            drops.scene(f"failed: {type(error).__name__}", f"{entry.name}: {error}")
         note(entry.name)
 
 
@@ -277,7 +280,7 @@ def _begin(job: Job, split: Split) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / PARTS).mkdir(exist_ok=True)
     plan = {**_options(job, split), "tasks": [[[e.name, e.bytes] for e in task] for task in job.tasks]}
-    text = json.dumps(plan, indent=1, ensure_ascii=False, default=str) + "\n"
+    text = json.dumps(plan, indent=1, default=str) + "\n"
     path = job.folder / PLAN
     if not path.exists():
         index = job.folder / FILE

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sr3d.cameras import Cameras
-from sr3d.datasets.clip import Clip, measure_overlap
+from sr3d.datasets.clip import AS_STORED, MAX_SIDE, MAX_UNIT, Clip, measure_overlap
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians, Lod
 from sr3d.io.frames import snap
@@ -63,7 +63,7 @@ def encode_sample(clip: Clip) -> dict[str, bytes]:
         "world_to_cam": [v.world_to_cam.tolist() for v in clip.views],
         "K": [v.K.tolist() for v in clip.views],
     }
-    out = {HEAD: json.dumps(head, ensure_ascii=False).encode()}
+    out = {HEAD: json.dumps(head).encode()}
     if overlap is not None:
         out[_OVERLAP] = cv2.imencode(".png", overlap)[1].tobytes()
     if clip.points is not None:
@@ -202,7 +202,7 @@ class StoredClip:
         cameras = replace(cameras, world_to_cam=snap(cameras.world_to_cam))
         suffixes = self._head["images"]
         names = [(f"{i:03d}.{suffixes[i]}", suffixes[i]) for i in chosen]
-        images = [self._decode(name, suffix, cv2.IMREAD_COLOR_RGB, (*size, 3)) for name, suffix in names]
+        images = [self._decode(name, suffix, AS_STORED, (*size, 3)) for name, suffix in names]
         depths = labels = None
         if self.has_depth:
             units = np.array(self._head["depth_unit"], np.float64)[chosen].astype(np.float32)
@@ -287,7 +287,7 @@ def _read_head(data: bytes | memoryview, source: str, field: str) -> dict[str, A
     need("version", head.get("version") == VERSION, f"{VERSION}: pack the data again")
     for name in ("width", "height"):
         value = head.get(name)
-        need(name, isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 16, "1 to 65536")
+        need(name, isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIDE, f"1 to {MAX_SIDE}")
     for name in ("name", "scene"):
         need(name, isinstance(head.get(name), str), "a string")
     for name in ("labels", "semantics", "metric"):
@@ -304,4 +304,4 @@ def _read_head(data: bytes | memoryview, source: str, field: str) -> dict[str, A
 
 
 def _is_unit(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < 1e9
+    return isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < MAX_UNIT

@@ -158,7 +158,7 @@ def _frame(model: _Model, image: _Image) -> Frame:
         raise Sr3dError(source, f"camera {image.camera} of {image.name}", "none", expected)
     K, distortion = _intrinsics(source, image.camera, camera)
     quat = torch.tensor(image.quat, dtype=torch.float64)
-    if not torch.isfinite(quat).all() or quat.norm() == 0:
+    if not torch.isfinite(quat.norm()) or quat.norm() == 0:
         raise Sr3dError(model.images_file, f"pose of {image.name}", image.quat, "a quaternion of norm > 0")
     pose = np.eye(4)
     pose[:3, :3] = quat_to_matrix(quat).numpy()

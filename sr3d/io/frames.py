@@ -239,6 +239,9 @@ def reproject(values: NDArray, values_K: NDArray[np.float64], K: NDArray[np.floa
     Returns:
         [height, width], type of `values`.
     """
+    for name, matrix in (("K of depth", values_K), ("K of colour", K)):
+        if not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1], matrix[2, 2]) <= 0:
+            raise Sr3dError("sr3d.io.frames.reproject", name, matrix.tolist(), "finite, fx and fy > 0, last row 0 0 1")
     v, u = np.meshgrid(np.arange(size[1]) + 0.5, np.arange(size[0]) + 0.5, indexing="ij")
     there = np.stack([u, v, np.ones_like(u)], axis=-1) @ (values_K @ np.linalg.inv(K)).T
     columns, rows = (np.floor(there[..., i] / there[..., 2]).astype(np.int64) for i in (0, 1))

@@ -99,7 +99,8 @@ def read_depth(path: str | Path, unit: float) -> Float32[np.ndarray, "h w"]:
         depth = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise Sr3dError(path, "depth", f"{type(error).__name__}: {error}", "a .npy array of floats") from error
-    if not isinstance(depth, np.ndarray) or depth.ndim not in (2, 3) or depth.shape[2:] not in ((), (1,)):
+    shaped = isinstance(depth, np.ndarray) and depth.ndim in (2, 3) and depth.shape[2:] in ((), (1,)) and depth.size
+    if not shaped:
         raise Sr3dError(path, "depth", f"shape {getattr(depth, 'shape', None)}", "shape (height, width)")
     if not np.issubdtype(depth.dtype, np.floating):
         raise Sr3dError(path, "depth", depth.dtype, "floats in world units")

@@ -33,6 +33,7 @@ _DEPTH = ("raw", "zlib", "occi")
 _FRAME = struct.Struct("<16f4Q")
 _MAX_SIDE = 8192
 _MAX_NAME = 4096
+_MOST_FRAMES = 1_000_000
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -207,6 +208,8 @@ class _Reader:
         return names[number]
 
     def frames(self, count: int) -> list[SensFrame]:
+        if count > _MOST_FRAMES:
+            raise Sr3dError(self.path, "frames", count, f"at most {_MOST_FRAMES:,}: nine hours of video")
         self.need(self.stream.tell() + count * _FRAME.size, f"{count} frames")
         out = []
         for i in range(count):
