@@ -221,7 +221,11 @@ def train(config: DemoConfig) -> Trained:
 def test_batches(config: DemoConfig, factor: int) -> list[Batch]:
     """Every test clip: its ends as inputs, views spread between them as targets."""
     views = ViewConfig(target=min(config.targets, config.views - 2))
-    return list(ClipBatches(config.output / "shards" / "test", BatchConfig(factor=factor, views=views), shuffle=False))
+    return list(
+        ClipBatches(
+            config.output / "shards" / "test", BatchConfig(factor=factor, views=views), shuffle=False, strict=True
+        )
+    )
 
 
 def evaluate_capture(

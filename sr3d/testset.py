@@ -14,6 +14,7 @@ from sr3d.datasets.batch import Batch
 from sr3d.datasets.evaluation import freeze, indexed_batches, read_evaluation, write_evaluation
 from sr3d.datasets.index import FILE
 from sr3d.datasets.reader import BatchConfig, ClipBatches, ShardDataset
+from sr3d.datasets.sample import StoredClip
 from sr3d.datasets.shards import read_index
 from sr3d.datasets.views import ViewConfig
 from sr3d.errors import Sr3dError
@@ -24,7 +25,8 @@ class TestSet:
     """Batches of inputs and targets.
 
     Attributes:
-        batches: A new pass over all of them. Raises if it did not give exactly those that a frozen index names.
+        batches: A new pass over all of them.
+        views: Number of target views that a frozen index names; None without one.
         has_depth: Whether inputs come with depth.
         protocol: How they were chosen, for the file of scores.
     """
@@ -32,6 +34,16 @@ class TestSet:
     batches: Callable[[], Iterator[Batch]]
     has_depth: bool
     protocol: dict[str, Any]
+    views: int | None = None
+
+    def check_complete(self, scored: int) -> None:
+        """Raise unless as many target views were scored as the frozen index names.
+
+        Raises:
+            Sr3dError: Fewer or more.
+        """
+        if self.views is not None and scored != self.views:
+            raise Sr3dError("sr3d eval", "target views scored", scored, f"{self.views}, as the index names")
 
 
 def open_test_set(data: Path, config: CaptureConfig, index: Path | None) -> TestSet:
@@ -52,7 +64,7 @@ def open_test_set(data: Path, config: CaptureConfig, index: Path | None) -> Test
         if index is None:
             chosen = BatchConfig(factor=config.factor, views=ViewConfig(target=config.targets), image_size=size)
             protocol = {"inputs": "first and last view of every clip", "targets": config.targets, "image_size": size}
-            batches = ClipBatches(data, chosen, shuffle=False)
+            batches = ClipBatches(data, chosen, shuffle=False, strict=True)
             return TestSet(batches=lambda: iter(batches), has_depth=first.has_depth, protocol=protocol)
         return _indexed(data, clips, index, config.factor, size, first.has_depth)
     if index is not None:
@@ -98,19 +110,22 @@ def _indexed(
     index, places = read_evaluation(path), clips.reader.places()
     digest = _digest(data)
 
+    def lookup(name: str) -> StoredClip:
+        return clips.reader.read(*places[name])
+
     def batches() -> Iterator[Batch]:
-        count = 0
-        items = indexed_batches(
-            index, places, lambda name: clips.reader.read(*places[name]), factor, image_size=size, sha256=digest
-        )
-        for batch in items:
-            yield batch
-            count += 1
-        index.check_complete(count)
+        return indexed_batches(index, places, lookup, factor, image_size=size, sha256=digest)
 
     own = hashlib.sha256(path.read_bytes()).hexdigest()
-    protocol = {"index": str(path), "sha256": own, "items": len(index.items), "left_out": len(index.left_out)}
-    return TestSet(batches=batches, has_depth=has_depth, protocol={**protocol, "rule": index.rule, "image_size": size})
+    protocol: dict[str, Any] = {
+        "index": str(path),
+        "sha256": own,
+        "items": len(index.items),
+        "left_out": len(index.left_out),
+    }
+    protocol |= {"rule": index.rule, "image_size": size}
+    targets = sum(len(item.target) for item in index.items)
+    return TestSet(batches=batches, has_depth=has_depth, protocol=protocol, views=targets)
 
 
 def _digest(data: Path) -> str | None:

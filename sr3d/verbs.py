@@ -104,7 +104,9 @@ def evaluate(
     sources: list[Source] = [source] if source else ["sweep", "depth"] if tests.has_depth else ["sweep"]
     results: dict[str, Any] = {}
     for chosen in sources:
-        results[chosen] = score(network, tests.batches(), CoarseConfig(source=chosen)).as_dict()
+        scored = score(network, tests.batches(), CoarseConfig(source=chosen))
+        tests.check_complete(scored.views)
+        results[chosen] = scored.as_dict()
         Console().print(method_table(results[chosen], f"{data}, depth source: {chosen}"))
     content = {"data": str(data), "checkpoint": str(checkpoint), **results, "protocol": tests.protocol}
     with atomic(output) as temporary:

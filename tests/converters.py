@@ -22,6 +22,7 @@ class Toy:
     scenes: int = 12
     seconds: float = 0.0
     empty: bool = False
+    listed: Path | None = None
 
     source: ClassVar[str] = "toy"
     version: ClassVar[int] = 7

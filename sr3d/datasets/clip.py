@@ -91,6 +91,21 @@ def encode_image(image: Shaped[np.ndarray, "h w 3"], suffix: ImageFormat) -> byt
     return _file(np.ascontiguousarray(image[..., ::-1]), suffix, options if suffix == "jpg" else [])
 
 
+def image_dimensions(data: npt.NDArray[np.uint8]) -> tuple[int, int] | None:
+    """Width and height from the header of a PNG or JPEG file, not decoded; None if there are none."""
+    head = data[:24].tobytes()
+    if head.startswith(b"\x89PNG") and len(head) == 24:
+        return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    at = 2
+    # A JPEG is a list of segments, each with its length; the frame header among them has the size.
+    while head.startswith(b"\xff\xd8") and at + 9 <= len(data) and data[at] == 0xFF:
+        marker, segment = int(data[at + 1]), data[at + 2 : at + 9].tobytes()
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(segment[5:7], "big"), int.from_bytes(segment[3:5], "big")
+        at += 1 if marker == 0xFF else 2 + max(2, int.from_bytes(segment[:2], "big"))
+    return None
+
+
 def encode_depth(depth: Float[np.ndarray, "h w"], unit: float | None, where: str) -> tuple[bytes, float]:
     """z-depth as 16-bit PNG, and its world units per count.
 

@@ -14,7 +14,7 @@ from sr3d.datasets.clip import Clip, ImageFormat
 from sr3d.errors import Sr3dError
 
 Split = Literal["train", "validation", "test", "all"]
-_MOST_EXAMPLES, _LONGEST_EXAMPLE = 20, 300
+_MOST_EXAMPLES, _LONGEST_EXAMPLE = 20, 600
 _GROUP = "sr3d.converters"  # entry points: other packages can add converters
 
 
@@ -71,7 +71,7 @@ class Drops:
     @staticmethod
     def from_dict(content: dict[str, Any]) -> Drops:
         """The inverse of `as_dict`."""
-        frames, scenes = (Counter[str](content[name]) for name in ("frames", "scenes"))
+        frames, scenes = (Counter[str]({k: int(v) for k, v in content[name].items()}) for name in ("frames", "scenes"))
         return Drops(frames=frames, scenes=scenes, examples=list(content["examples"]))
 
     def _note(self, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from sr3d.datasets.batch import Batch
 from sr3d.datasets.degrade import DegradeConfig
 from sr3d.datasets.reader import BatchConfig, ClipBatches, ClipLoader, Source
-from sr3d.datasets.shards import read_index
+from sr3d.datasets.shards import is_tar, read_index
 from sr3d.datasets.views import ViewConfig
 from sr3d.errors import Sr3dError
 from sr3d.io.remote import Counters, RemoteConfig
@@ -62,7 +63,8 @@ class ClipDataModule(L.LightningDataModule):
             seed=seed,
         )
         self.train_config = replace(self.val_config, views=views, degrade=degrade or whole)
-        self.train_batches: ClipBatches | None = None
+        self._loader: ClipLoader | None = None
+        self._position: dict[str, Any] | None = None
         self.counters = Counters()
 
     def setup(self, stage: str) -> None:
@@ -80,8 +82,20 @@ class ClipDataModule(L.LightningDataModule):
         batches = self._batches(self.train_shards, self.train_config, shuffle=True)
         left = f"; {batches.left_out} that do not divide wait for another epoch" if batches.left_out else ""
         rank_zero_info(f"{sum(batches.sizes):,} clips: {len(batches):,} batches per epoch and process{left}")
-        self.train_batches = batches
-        return ClipLoader(batches, self.workers, self.trainer.current_epoch if self.trainer else 0)
+        limit = self.trainer.limit_train_batches if self.trainer else 1.0
+        most = limit if isinstance(limit, int) else int(limit * len(batches))
+        self._loader = ClipLoader(batches, self.workers, self.trainer.current_epoch if self.trainer else 0, most)
+        if self._position is not None:
+            self._loader.load_state_dict(self._position)
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the training data, for Lightning's checkpoints."""
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let training go on at a position; Lightning calls this before it asks for the loader."""
+        self._position = state_dict or None
 
     def val_dataloader(self) -> ClipLoader:
         """All clips in stored order, views spread evenly; the same in every epoch."""
@@ -93,7 +107,7 @@ class ClipDataModule(L.LightningDataModule):
 
     def counts(self) -> dict[str, int]:
         """What happened while data was read by this process: retries, downloads, bytes; and unfit clips of training."""
-        return {**self.counters.total(), "unfit": self.train_batches.unfit if self.train_batches else 0}
+        return {**self.counters.total(), "unfit": self._loader.batches.unfit if self._loader else 0}
 
     def teardown(self, stage: str) -> None:
         """Say what reading had to put up with."""
@@ -132,5 +146,5 @@ def check_disjoint(
 
 
 def _scenes(paths: list[str], remote: RemoteConfig, counters: Counters | None) -> set[tuple[str, str]]:
-    indexes = [read_index(path, remote, counters) for path in paths if not path.endswith(".tar")]
+    indexes = [read_index(path, remote, counters) for path in paths if not is_tar(path)]
     return {(index.source, scene) for index in indexes for scene in index.scenes}

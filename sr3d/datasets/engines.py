@@ -1,6 +1,6 @@
 """Where the tasks of `sr3d.datasets.pack` run: in this process, in several, or on a Ray cluster.
 
-Each engine is a stream of what happens: the name of every entry that is through, and the result of every task.
+Each engine gives the results of the tasks as they come, and tells the name of every entry that is through.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
 
+import cv2
+import torch
+
 from sr3d.errors import Sr3dError
 
+Note = Callable[[str], None]
 # Does task `number`, and calls the second argument with the name of every entry that is through.
-Task = Callable[[int, Callable[[str], None]], Any]
+Task = Callable[[int, Note], Any]
 
 
 @dataclass(kw_only=True)
@@ -34,30 +38,26 @@ class Done:
     result: Any
 
 
-def local(task: Task, numbers: Sequence[int], workers: int) -> Iterator[str | Done]:
+def local(task: Task, numbers: Sequence[int], workers: int, note: Note) -> Iterator[Done]:
     """Run tasks on this machine.
 
     Args:
         task: Picklable where there are several workers.
         numbers: Of the tasks.
-        workers: Processes; 0 takes one per core. With one everything happens in this process.
+        workers: Processes; 0 takes one per core that this process may use. With one everything happens in this process.
+        note: Called with the name of every entry that is through.
 
     Raises:
         Sr3dError: What a task raises, or a process that dies.
     """
-    workers = min(workers or os.cpu_count() or 1, len(numbers))
-    return _processes(task, numbers, workers) if workers > 1 else _here(task, numbers)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers or cores, len(numbers))
+    if workers > 1:
+        return _processes(task, numbers, workers, note)
+    return (Done(number=number, result=task(number, note)) for number in numbers)
 
 
-def _here(task: Task, numbers: Sequence[int]) -> Iterator[str | Done]:
-    for number in numbers:
-        names: list[str] = []
-        result = task(number, names.append)
-        yield from names
-        yield Done(number=number, result=result)
-
-
-def _processes(task: Task, numbers: Sequence[int], workers: int) -> Iterator[str | Done]:
+def _processes(task: Task, numbers: Sequence[int], workers: int, note: Note) -> Iterator[Done]:
     # Spawned, not forked: the parent has threads (OpenMP, the progress bar) that a fork would not survive.
     context = multiprocessing.get_context("spawn")
     waiting, events = context.Queue(), context.Queue()
@@ -72,8 +72,11 @@ def _processes(task: Task, numbers: Sequence[int], workers: int) -> Iterator[str
             event = _next(events, processes)
             if isinstance(event, Exception):
                 raise event
-            left -= isinstance(event, Done)
-            yield event
+            if isinstance(event, Done):
+                left -= 1
+                yield event
+            else:
+                note(event)
     finally:
         for process in processes:
             process.terminate()
@@ -95,11 +98,18 @@ def _next(events: Any, processes: Sequence[Any]) -> Any:
 def _work(task: Task, waiting: Any, events: Any) -> None:
     """Loop of a worker process."""
     threading.Thread(target=_follow_parent, daemon=True).start()
+    # One process per core: threads of their own would only be in each other's way.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     while (number := waiting.get()) is not None:
         try:
             events.put(Done(number=number, result=task(number, events.put)))
         except Sr3dError as error:
             events.put(error)
+            return
+        # The parent would see no more than that this process is gone.
+        except Exception as error:
+            events.put(Sr3dError("sr3d pack", f"task {number}", f"{type(error).__name__}: {error}", "no such failure"))
             return
 
 
@@ -111,13 +121,14 @@ def _follow_parent() -> None:
         os._exit(1)
 
 
-def ray(task: Task, numbers: Sequence[int], workers: int) -> Iterator[str | Done]:
+def ray(task: Task, numbers: Sequence[int], workers: int, note: Note) -> Iterator[Done]:
     """Run tasks on the Ray cluster that `RAY_ADDRESS` names, or on the one that this machine belongs to.
 
     Args:
         task: Picklable.
         numbers: Of the tasks.
         workers: Most tasks at a time; 0 leaves it to Ray.
+        note: Called with the names of all entries of a task when it is done.
 
     Raises:
         Sr3dError: Ray is not installed, there is no cluster, or what a task raises.
@@ -145,7 +156,8 @@ def ray(task: Task, numbers: Sequence[int], workers: int) -> Iterator[str | Done
         names, result = cluster.get(ready[0])
         if isinstance(result, Sr3dError):
             raise result
-        yield from names
+        for name in names:
+            note(name)
         yield Done(number=number, result=result)
 
 

@@ -136,6 +136,11 @@ def parse_index(data: bytes, path: str | Path) -> Index:
     if not isinstance(shards, list) or not shards or not all(isinstance(s, dict) for s in shards):
         raise Sr3dError(path, "shards", repr(shards)[:60], "a list of at least one tar file")
     entries = [parse_entry(s, path, f"shards[{i}]") for i, s in enumerate(shards)]
+    for kind in ("file", "names"):
+        values = [s.file for s in entries] if kind == "file" else [name for s in entries for name in s.names]
+        twice = [value for value, count in Counter(values).items() if count > 1]
+        if twice:
+            raise Sr3dError(path, f"shards: {kind}", f"{twice[0]!r} twice", "every one once")
     fields = {name: content[name] for name in (*_TEXTS, "options", "dropped", "converter_version")}
     return Index(**fields, shards=entries)
 
@@ -163,8 +168,8 @@ def parse_entry(shard: dict[str, Any], path: str | Path, where: str) -> ShardEnt
     if len(set(counts.values())) != 1:
         raise Sr3dError(path, where, counts, "one entry for every clip in each")
     offsets: Sequence[int] = lists["offsets"] or ()
-    if offsets[0] < 0 or offsets[-1] >= shard["bytes"] or any(a >= b for a, b in pairwise(offsets)):
-        raise Sr3dError(path, f"{where}.offsets", f"{offsets[:3]} ...", f"rising numbers below {shard['bytes']}")
+    if offsets[0] != 0 or offsets[-1] >= shard["bytes"] or any(a >= b for a, b in pairwise(offsets)):
+        raise Sr3dError(path, f"{where}.offsets", f"{offsets[:3]} ...", f"0, and rising numbers below {shard['bytes']}")
     return ShardEntry(**{key: shard[key] for key in ShardEntry.__dataclass_fields__})
 
 

@@ -158,12 +158,13 @@ def _run(job: Job, numbers: Sequence[int], config: PackConfig, progress: bool) -
     reused = 0
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), disable=not progress) as bar:
         shown = bar.add_task(job.converter.source, total=sum(len(job.tasks[n]) for n in numbers))
-        for event in engine(partial(run_task, job), numbers, config.workers):
-            if isinstance(event, engines.Done):
-                finished[event.number], again = event.result
-                reused += again
-            else:
-                bar.update(shown, advance=1, description=f"{job.converter.source}, {_memory_gib():.1f} GiB in use")
+
+        def note(name: str) -> None:
+            bar.update(shown, advance=1, description=f"{job.converter.source}, {_memory_gib():.1f} GiB in use")
+
+        for done in engine(partial(run_task, job), numbers, config.workers, note):
+            finished[done.number], again = done.result
+            reused += again
     return finished, reused
 
 
@@ -225,7 +226,7 @@ def read_part(folder: Path, number: int, *, deep: bool) -> Part | None:
             if size != shard.bytes or (deep and checksum(folder / shard.file)[1] != shard.sha256):
                 return None
         return Part(shards=shards, drops=Drops.from_dict(content["dropped"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -280,7 +281,7 @@ def _begin(job: Job, split: Split) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / PARTS).mkdir(exist_ok=True)
     plan = {**_options(job, split), "tasks": [[[e.name, e.bytes] for e in task] for task in job.tasks]}
-    text = json.dumps(plan, indent=1, default=str) + "\n"
+    text = json.dumps(plan, indent=1) + "\n"
     path = job.folder / PLAN
     if not path.exists():
         index = job.folder / FILE
@@ -309,10 +310,17 @@ def _options(job: Job, split: Split) -> dict[str, Any]:
         "source": job.converter.source,
         "converter_version": job.converter.version,
         "split": split,
-        "converter": {f.name: getattr(job.converter, f.name) for f in fields(job.converter)},
+        "converter": {f.name: _plain(getattr(job.converter, f.name)) for f in fields(job.converter)},
         "clips": asdict(job.options),
         "shard_bytes": job.shard_bytes,
     }
+
+
+def _plain(value: Any) -> Any:
+    """An option for JSON: a file is named by what is in it, not by where it lies."""
+    if not isinstance(value, Path):
+        return value
+    return {"file": value.name, "sha256": checksum(value)[1]} if value.is_file() else value.name
 
 
 def _index(job: Job, split: Split, parts: Iterable[Part]) -> Index:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from sr3d.scene import Scene
 
 # One or several sets of shards that are read as one, or sets with weights.
 Source = str | Path | Sequence[str | Path] | Mapping[str, float]
-_WORKERS = 128
+_WORKERS, _MOST_UNFIT = 128, 1000
 
 
 @dataclass(kw_only=True)
@@ -50,7 +52,7 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         for name, value in (("factor", self.factor), ("batch_size", self.batch_size)):
-            if not 1 <= value < float("inf"):
+            if not 1 <= value < float("inf") or (name == "batch_size" and value != int(value)):
                 raise Sr3dError("sr3d.datasets.BatchConfig", name, value, "1 or more")
 
 
@@ -91,15 +93,17 @@ class ClipBatches(IterableDataset[Batch]):
     What batch number i of an epoch holds is a function of (seed, epoch, rank, i) alone: it does not matter how many
     workers read, or where reading starts.
 
-    Shuffled, every process gets equally many batches, and no clip twice: the clips that do not divide by the number of
-    processes, at most `world` − 1 per set, wait for another epoch. Not shuffled, every clip is read, once.
+    Every process gets equally many batches. Shuffled and without weights, no clip comes twice in an epoch: the clips
+    that do not divide by the number of processes, at most `world` − 1, wait for another one. Not shuffled, every clip
+    is read; where they do not divide, as many of the first ones again.
 
     Args:
         source: Shards; a mapping gives each set a weight, its share of the clips of an epoch. Without weights every
             clip is read once per epoch.
         config: Of the batches.
-        shuffle: For training: shuffled, views drawn. A clip that has no views by the rule is replaced by the next one
-            that has, and counted. If not, the stored order, with views spread evenly; such a clip is an error.
+        shuffle: For training: shuffled, views drawn. If not, the stored order, with views spread evenly.
+        strict: A clip that has no views by the rule is an error. If not, it is replaced by the next one that has some,
+            and counted.
         rank: Number of this process.
         world: Number of processes.
         remote: How addresses are read.
@@ -123,11 +127,15 @@ class ClipBatches(IterableDataset[Batch]):
         remote: RemoteConfig | None = None,
         packed: bool = False,
         counters: Counters | None = None,
+        strict: bool = False,
     ) -> None:
         super().__init__()
         remote = remote or RemoteConfig()
         self.config, self.shuffle, self.rank, self.world, self.packed = config, shuffle, rank, world, packed
         self.counters = counters or Counters(_WORKERS)
+        if not isinstance(source, str | Path) and not len(source):
+            raise Sr3dError("sr3d.datasets.ClipBatches", "source", "nothing", "at least one folder of shards")
+        self.strict = strict
         sets = [[name] for name in source] if isinstance(source, Mapping) else [source]
         self.readers = [ShardReader(list_shards(s, remote, self.counters), remote, self.counters) for s in sets]
         self.sizes = [sum(r.counts) for r in self.readers]
@@ -175,8 +183,8 @@ class ClipBatches(IterableDataset[Batch]):
                 world=self.world,
                 source=self._name,
             )
-        rows = [(i, 0, clip) for i, size in enumerate(self.sizes) for clip in range(size)]
-        return np.array(rows[self.rank :: self.world], np.int64).reshape(-1, 3)
+        rows = np.array([(i, 0, clip) for i, size in enumerate(self.sizes) for clip in range(size)], np.int64)
+        return rows[np.arange(self.rank, self.world * self._clips, self.world) % len(rows)]
 
     @property
     def _name(self) -> str:
@@ -185,7 +193,7 @@ class ClipBatches(IterableDataset[Batch]):
     def _count(self) -> int:
         if self.shuffle:
             return sum(shares(self.sizes, self.weights, self.world, self._name))
-        return len(range(self.rank, sum(self.sizes), self.world))
+        return -(-sum(self.sizes) // self.world)
 
     def _batch(self, epoch: int, number: int, rows: Int64[np.ndarray, "b 3"]) -> Batch:
         draw = np.random.default_rng([self.config.seed, epoch, self.rank, number]) if self.shuffle else None
@@ -212,7 +220,8 @@ class ClipBatches(IterableDataset[Batch]):
 
     def _fitting(self, group: int, number: int, inputs: int) -> StoredClip:
         problem: Sr3dError | None = None
-        for step in range(self.sizes[group] if self.shuffle else 1):
+        # A rule that fits nothing would otherwise read (and fetch) all there is before it says so.
+        for step in range(1 if self.strict else min(_MOST_UNFIT, self.sizes[group])):
             clip = self._read(group, (number + step) % self.sizes[group])
             problem = view_problem(self.config.views, clip.cameras, self._overlap(clip), inputs, clip.name)
             if problem is None:
@@ -254,45 +263,65 @@ class ClipLoader:
     Args:
         batches: What to load.
         workers: Processes that read; 0 reads in this one.
-        epoch: Of the first pass; every further pass is of the next one.
+        epoch: Of the first pass. Shuffled, the next pass goes on with what is left of an epoch, else with the next one.
+        limit: Number of batches after which an epoch is over; None: all.
     """
 
-    def __init__(self, batches: ClipBatches, workers: int, epoch: int = 0) -> None:
+    def __init__(self, batches: ClipBatches, workers: int, epoch: int = 0, limit: int | None = None) -> None:
         self.batches = batches
+        self.limit = len(batches) if limit is None else min(limit, len(batches))
         self._loader = DataLoader(
             _Caught(batches), batch_size=None, num_workers=workers, persistent_workers=workers > 0
         )
-        self._next = (epoch, 0)
         self._position = (epoch, 0)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, start = self._next
-        self._next, self._position = (epoch + 1, 0), (epoch, start)
+        epoch, start = self._next() if self.batches.shuffle else (0, 0)
+        self._position = (epoch, start)
         self.batches.seek(epoch, start)
         for batch in self._loader:
             if isinstance(batch, Sr3dError):
                 raise batch
             self._position = (epoch, self._position[1] + 1)
             yield batch
+            if self._position[1] >= self.limit:
+                return
 
-    def state_dict(self) -> dict[str, int]:
-        """Epoch, and how many of its batches have been delivered."""
-        return {"epoch": self._position[0], "batch": self._position[1], "world": self.batches.world}
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, how many of its batches have been delivered, and what the batches depend on."""
+        batches = self.batches
+        of = {"processes": batches.world, "clips": batches.sizes, "weights": batches.weights}
+        of |= {"batch_size": batches.config.batch_size, "seed": batches.config.seed}
+        return {"epoch": self._position[0], "batch": self._position[1], "of": of}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the last batch that was delivered; in the next epoch if that was the last one.
 
+        Where the batches are no longer the same ones (another number of processes, other data, batch size or seed),
+        that epoch starts anew, with a warning.
+
         Raises:
-            Sr3dError: The state is of a run with another number of processes: its batches were others.
+            Sr3dError: It is no such state.
         """
-        if state["world"] != self.batches.world:
-            expected = f"{self.batches.world}, or start from the weights alone (--model.network...)"
-            raise Sr3dError("checkpoint", "number of processes", state["world"], expected)
-        epoch, batch = state["epoch"], state["batch"]
-        self._next = (epoch, batch) if batch < len(self) else (epoch + 1, 0)
+        try:
+            epoch, batch, of = int(state["epoch"]), int(state["batch"]), dict(state["of"])
+        except (KeyError, TypeError, ValueError):
+            expected = "epoch, batch and what the batches depend on"
+            raise Sr3dError("checkpoint", "position in the data", str(state)[:80], expected) from None
+        now = self.state_dict()["of"]
+        changed = [f"{k} {of.get(k)}, now {now[k]}" for k in now if of.get(k) != now[k]]
+        if changed:
+            warnings.warn(f"epoch {epoch} starts anew, its batches are others: {'; '.join(changed)}", stacklevel=2)
+            batch = 0
+        self._position = (epoch, batch)
+
+    def _next(self) -> tuple[int, int]:
+        """Epoch and batch to read next. An epoch that was left goes on: Lightning does so where it resumes at an end."""
+        epoch, batch = self._position
+        return (epoch, batch) if batch < self.limit else (epoch + 1, 0)
 
 
 def _worker() -> tuple[int, int]:

@@ -18,15 +18,21 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sr3d.cameras import Cameras
-from sr3d.datasets.clip import AS_STORED, MAX_SIDE, MAX_UNIT, Clip, measure_overlap
+from sr3d.datasets.clip import AS_STORED, MAX_SIDE, MAX_UNIT, Clip, image_dimensions, measure_overlap
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians, Lod
 from sr3d.io.frames import snap
 from sr3d.scene import Scene
 
 HEAD = "clip.json"
-VERSION = 2
+_FORMAT, VERSION = "sr3d-clip", 2
 _OVERLAP, _POINTS, _GAUSSIANS, _TEXT = "overlap.png", "points.npy", "gaussians.safetensors", "text.txt"
+_NPY_HEADER = 128  # bytes
+_NEEDED, _OPTIONAL = (
+    {"means", "quats", "scales", "opacities", "sh"},
+    {"features", *(f"lod.{f}" for f in Lod.__dataclass_fields__)},
+)
+_SHAPES: dict[str, set[tuple[int, ...]]] = {"means": {(3,)}, "quats": {(4,)}, "scales": {(3,)}, "opacities": {()}}
 # How a whole file ends: decoders fill what is missing of a file that was cut off with grey.
 _ENDINGS = {"jpg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
 
@@ -47,7 +53,7 @@ def encode_sample(clip: Clip) -> dict[str, bytes]:
             raise Sr3dError(clip.name, f"view {view.frame}", f"{view.size}, another set of maps", expected)
     overlap = measure_overlap(clip)
     head = {
-        "format": "sr3d-clip",
+        "format": _FORMAT,
         "version": VERSION,
         "name": clip.name,
         "scene": clip.scene,
@@ -67,9 +73,7 @@ def encode_sample(clip: Clip) -> dict[str, bytes]:
     if overlap is not None:
         out[_OVERLAP] = cv2.imencode(".png", overlap)[1].tobytes()
     if clip.points is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, clip.points.astype(np.float32))
-        out[_POINTS] = buffer.getvalue()
+        out[_POINTS] = _npy(clip.points.astype("<f4"))
     if clip.gaussians is not None:
         out[_GAUSSIANS] = _pack_gaussians(clip.gaussians)
     if clip.text is not None:
@@ -148,15 +152,14 @@ class StoredClip:
         """
         if _POINTS not in self._members:
             return None
-        data = self._member(_POINTS)
-        expected = "float32 [P, 3] as .npy"
-        try:
-            points = np.load(io.BytesIO(data), allow_pickle=False, max_header_size=1000)
-        except (ValueError, OSError, EOFError, MemoryError) as error:
-            raise self._error(_POINTS, f"{type(error).__name__}: {error}", expected) from None
-        if points.dtype != np.float32 or points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
-            raise self._error(_POINTS, f"{points.dtype} {points.shape}, or not finite", expected)
-        return torch.from_numpy(points)
+        data = bytes(self._member(_POINTS))
+        values = data[_NPY_HEADER:]
+        points = np.frombuffer(values[: len(values) // 12 * 12], "<f4").reshape(-1, 3)
+        # Only what `encode_sample` writes: numpy's own reader takes archives too, and evaluates headers.
+        if data != _npy(points) or not np.isfinite(points).all():
+            found = f"{len(data)} bytes of something else, or NaN or inf"
+            raise self._error(_POINTS, found, "finite float32 [P, 3] as .npy, version 1")
+        return torch.from_numpy(points.copy())
 
     def gaussians(self) -> Gaussians | None:
         """Coarse Gaussians, world frame.
@@ -168,10 +171,14 @@ class StoredClip:
             return None
         try:
             tensors = safetensors.torch.load(bytes(self._member(_GAUSSIANS)))
-            lod = {k.removeprefix("lod."): tensors.pop(k) for k in list(tensors) if k.startswith("lod.")}
-            return Gaussians(**tensors, lod=Lod(**lod) if lod else None)
-        except (SafetensorError, TypeError, ValueError, Sr3dError) as error:
-            raise self._error(_GAUSSIANS, f"{type(error).__name__}: {error}", "Gaussians as safetensors") from None
+        # KeyError: a type of number that this version of safetensors does not know.
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise self._error(_GAUSSIANS, f"{type(error).__name__}: {error}", "a safetensors file") from None
+        problem = _gaussians_problem(tensors)
+        if problem is not None:
+            raise self._error(_GAUSSIANS, problem, "the tensors of sr3d.Gaussians, finite, of one count")
+        lod = {k.removeprefix("lod."): tensors.pop(k) for k in list(tensors) if k.startswith("lod.")}
+        return Gaussians(**tensors, lod=Lod(**lod) if lod else None)
 
     def text(self) -> str | None:
         """The description.
@@ -228,6 +235,10 @@ class StoredClip:
         ending = _ENDINGS[suffix]
         if data[-len(ending) :].tobytes() != ending:
             raise self._error(name, f"{len(data)} bytes without the end of a {suffix.upper()}", "a whole image")
+        size = image_dimensions(data)
+        # Before decoding: a small file can claim gigabytes of pixels.
+        if size is not None and size != shape[1::-1]:
+            raise self._error(name, f"{size[0]}x{size[1]}", f"{shape[1]}x{shape[0]} ({HEAD})")
         try:
             image = cv2.imdecode(data, mode)
         except cv2.error:
@@ -259,12 +270,38 @@ class StoredClip:
         return Sr3dError(self.source, f"{self.key}.{name}", found, expected)
 
 
+def _npy(points: npt.NDArray[np.float32]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, points)
+    return buffer.getvalue()
+
+
 def _pack_gaussians(gaussians: Gaussians) -> bytes:
     """Tensors by the names of the fields; those of the level of detail start with `lod.`."""
     fields = {name: getattr(gaussians, name) for name in ("means", "quats", "scales", "opacities", "sh", "features")}
     if gaussians.lod is not None:
         fields |= {f"lod.{k}": v for k, v in asdict(gaussians.lod).items()}
     return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in fields.items() if v is not None})
+
+
+def _gaussians_problem(tensors: dict[str, Tensor]) -> str | None:
+    """What is wrong with the tensors of a file, or None."""
+    if not set(tensors) >= _NEEDED or (extra := set(tensors) - _NEEDED - _OPTIONAL):
+        return f"{sorted(tensors)}" if not set(tensors) >= _NEEDED else f"unknown {sorted(extra)}"
+    levels = {k for k in tensors if k.startswith("lod.")}
+    if levels and levels != {f"lod.{f}" for f in Lod.__dataclass_fields__}:
+        return f"only {sorted(levels)}"
+    count = tensors["opacities"].shape[:1]
+    for name, tensor in tensors.items():
+        if tensor.shape[:1] != count or tuple(tensor.shape[1:]) not in _SHAPES.get(name, {tuple(tensor.shape[1:])}):
+            return f"{name} of shape {list(tensor.shape)}"
+        if (name == "sh" and (tensor.ndim != 3 or tensor.shape[2] != 3)) or (name == "features" and tensor.ndim != 2):
+            return f"{name} of shape {list(tensor.shape)}"
+        if name != "lod.level" and tensor.dtype not in (torch.float32, torch.float64, torch.float16):
+            return f"{name} of {tensor.dtype}"
+        if name != "lod.coarser" and not tensor.isfinite().all():
+            return f"{name} with NaN or inf"
+    return None if bool((tensors["scales"] > 0).all()) else "scales that are not positive"
 
 
 def _read_head(data: bytes | memoryview, source: str, field: str) -> dict[str, Any]:
@@ -284,7 +321,8 @@ def _read_head(data: bytes | memoryview, source: str, field: str) -> dict[str, A
         value = head.get(name)
         return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
-    need("version", head.get("version") == VERSION, f"{VERSION}: pack the data again")
+    need("format", head.get("format") == _FORMAT, _FORMAT)
+    need("version", type(head.get("version")) is int and head["version"] == VERSION, f"{VERSION}: pack the data again")
     for name in ("width", "height"):
         value = head.get(name)
         need(name, isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIDE, f"1 to {MAX_SIDE}")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import webdataset as wds
 
@@ -131,7 +132,13 @@ def write_tars(clips: Iterable[Clip], folder: Path, stem: str, number: int, shar
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except OSError as error:
-            raise Sr3dError(path, "tar file", error.strerror or error, "room and the right to write") from None
+            found, expected = error.strerror or error, "room and the right to write"
+            if isinstance(error, FileNotFoundError) and folder.is_dir():
+                found, expected = (
+                    "its unfinished part gone",
+                    "one run at a time for a task: does another one pack here?",
+                )
+            raise Sr3dError(path, "tar file", found, expected) from None
         finally:
             Path(temporary).unlink(missing_ok=True)
         entries.append(
@@ -147,6 +154,11 @@ def checksum(path: Path) -> tuple[int, str]:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), digest
+
+
+def is_tar(source: str | Path) -> bool:
+    """Whether a path or an address names a tar file."""
+    return (urlsplit(str(source)).path if is_remote(source) else str(source)).endswith(".tar")
 
 
 def read_index(source: str | Path, remote: RemoteConfig | None = None, counters: Counters | None = None) -> Index:
@@ -188,7 +200,7 @@ def list_shards(
     """
     if not isinstance(source, str | Path):
         return [s for part in source for s in list_shards(part, remote, counters)]
-    if str(source).endswith(".tar"):
+    if is_tar(source):
         names = expand(str(source)) if is_remote(source) or "{" in str(source) else [str(source)]
         shards = [Shard(url=name) for name in names]
     else:
@@ -258,10 +270,14 @@ class ShardReader:
         with _open(self.shards[shard], self.remote, self.counters) as file:
             file.seek(start)
             data = memoryview(file.read(-1 if last else offsets[clip + 1] - start))
-        found = next(samples(data, url, whole=last), None)
-        if found is None:
-            raise Sr3dError(url, f"sample at byte {start}", "nothing", "a clip (index.json)")
-        return StoredClip(found[2], url, found[1])
+        found = list(samples(data, url, whole=last))
+        if len(found) != 1:
+            raise Sr3dError(url, f"samples at byte {start}", len(found), "one, up to the next offset (index.json)")
+        _, key, members = found[0]
+        out, entry = StoredClip(members, url, key), self.shards[shard].entry
+        if entry is not None and out.name != entry.names[clip]:
+            raise Sr3dError(url, f"name of {key}", repr(out.name), f"{entry.names[clip]!r} (index.json)")
+        return out
 
     def _walk(self, shard: Shard) -> list[int]:
         return [offset for offset, _, _ in samples(_mapped(shard, self.remote, self.counters), shard.url)]

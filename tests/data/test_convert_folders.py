@@ -189,7 +189,7 @@ def test_plain(tmp_path: Path) -> None:
         ("depth/1.png", None, "depth missing"),
         ("depth/1.png", b"nothing", "damaged"),
         ("labels/1.png", None, "labels missing"),
-        ("images/1.png", np.zeros((60, 80, 3), np.uint8), "other image size"),
+        ("images/1.png", np.zeros((60, 80, 3), np.uint8), "damaged"),
     ],
 )
 def test_bad_frames_are_counted(tmp_path: Path, file, content, reason) -> None:

@@ -42,7 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_is_in_the_index(whole: Path) -> None:
     index = read_index(whole)
     assert (index.source, index.converter_version, index.split, index.licence) == ("toy", 7, "all", "public domain")
-    assert index.options["converter"] == {"scenes": 12, "seconds": 0.0, "empty": False}
+    assert index.options["converter"] == {"scenes": 12, "seconds": 0.0, "empty": False, "listed": None}
     assert index.options["clips"]["views"] == 64 and index.options["shard_bytes"] == 1_000_000
     assert index.scenes == USABLE and index.clips == 19 and index.views == 57
     assert len(index.shards) == 4  # three scenes of about 0.4 MB fill a megabyte; the plan says so, not the result
@@ -186,6 +186,40 @@ def test_nothing_usable_is_an_error_that_says_why(whole: Path, tmp_path: Path) -
     with pytest.raises(Sr3dError, match=r"usable clips: found none; dropped: .*fewer than 3 usable frames\": 12"):
         _pack(whole.parent, tmp_path / "out", empty=True)
     assert not (tmp_path / "out" / FILE).exists()
+
+
+def test_two_runs_on_one_folder(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one takes the first one's unfinished file for a leftover; the first one must say what happened."""
+    source, out = Toy.clips, tmp_path / "out"
+
+    def clips(self, entry, options, drops):
+        if entry.name == "scene 1" and not list(out.glob("*.tar")):
+            monkeypatch.setattr(Toy, "clips", source)
+            _pack(whole.parent, out)
+        yield from source(self, entry, options, drops)
+
+    monkeypatch.setattr(Toy, "clips", clips)
+    with pytest.raises(Sr3dError, match="does another one pack here"):
+        _pack(whole.parent, out)
+    assert _content(out) == _content(whole)
+
+
+def test_an_unforeseen_failure_is_one_dropped_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Toy.clips
+    monkeypatch.setattr(Toy, "clips", lambda *a: (1 / 0 for _ in "x") if a[1].name == "scene 0" else source(*a))
+    index = _pack(tmp_path, tmp_path / "out").index
+    assert index is not None and index.dropped["scenes"]["failed: ZeroDivisionError"] == 1
+    assert index.scenes == USABLE - {"scene 0"}
+
+
+def test_options_that_are_files_are_named_by_what_is_in_them(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "list.txt").write_text("the same")
+        _pack(tmp_path, tmp_path / name / "out", scenes=1, listed=tmp_path / name / "list.txt")
+    assert _content(tmp_path / "a" / "out") == _content(tmp_path / "b" / "out")
+    option = read_index(tmp_path / "a" / "out").options["converter"]["listed"]
+    assert option["file"] == "list.txt" and len(option["sha256"]) == 64
 
 
 def test_disk_full(whole: Path, tmp_path: Path) -> None:

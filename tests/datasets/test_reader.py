@@ -62,11 +62,12 @@ def test_processes_get_disjoint_clips_and_equally_many_batches(folder: Path, wor
         assert ranks[0].left_out == 11 % world
 
 
-def test_evaluation_reads_every_clip_once_in_any_number_of_processes(folder: Path) -> None:
-    for world in (1, 2, 4):
+def test_evaluation_reads_every_clip_in_any_number_of_processes(folder: Path) -> None:
+    for world in (1, 2, 4, 20):
         ranks = [ClipBatches(folder, SMALL, shuffle=False, rank=r, world=world) for r in range(world)]
-        assert sorted(n for b in ranks for n in _clips(b)) == ALL
-        assert all(len(list(b)) == len(b) for b in ranks)
+        seen = Counter(n for b in ranks for n in _clips(b))
+        assert sorted(seen) == ALL and seen.total() == -(-11 // world) * world
+        assert len({len(list(b)) for b in ranks} | {len(b) for b in ranks}) == 1
 
 
 def test_number_of_workers_and_start_do_not_matter(folder: Path) -> None:
@@ -94,8 +95,12 @@ def test_number_of_workers_and_start_do_not_matter(folder: Path) -> None:
     again = loader(0)
     again.load_state_dict(ended.state_dict())
     assert _names(again) == _names(epochs[0][1])
-    with pytest.raises(Sr3dError, match="number of processes: found 2; expected 1"):
-        again.load_state_dict({"epoch": 0, "batch": 1, "world": 2})
+    other = ClipLoader(ClipBatches(folder, replace(SMALL, seed=5), shuffle=True), 0)
+    with pytest.warns(UserWarning, match="epoch 0 starts anew, its batches are others: seed 4, now 5"):
+        other.load_state_dict(stopped.state_dict())
+    assert len(list(other)) == len(other)
+    with pytest.raises(Sr3dError, match="position in the data"):
+        other.load_state_dict({"epoch": 0})
 
 
 @settings(deadline=None, max_examples=60)
@@ -176,7 +181,8 @@ def test_clips_without_fitting_views_are_replaced_and_counted(tmp_path: Path) ->
     assert sorted(set(names)) == [f"clip {i}/a.b" for i in (0, 1, 3)] and len(names) == 4
     assert batches.unfit == 1
     with pytest.raises(Sr3dError, match="clip 2"):
-        list(ClipBatches(tmp_path, config, shuffle=False))
+        list(ClipBatches(tmp_path, config, shuffle=False, strict=True))
+    assert len(list(ClipBatches(tmp_path, config, shuffle=False))) == 4
     with pytest.raises(Sr3dError, match="distance"):
         list(ClipBatches(tmp_path, replace(config, views=ViewConfig(by="distance", low=5.0, target=1)), shuffle=True))
 
@@ -222,6 +228,12 @@ def test_eight_bits_on_the_way_are_the_same_picture(folder: Path) -> None:
             (one.context, one.high, one.target), (lambda u: (u.context, u.high, u.target))(other.unpacked())
         ):
             assert torch.equal(a.images, b.images)
+
+
+@pytest.mark.parametrize("source", [[], {}])
+def test_no_data_is_an_error(source: object) -> None:
+    with pytest.raises(Sr3dError, match="source: found nothing"):
+        ClipBatches(source, SMALL, shuffle=False)
 
 
 @pytest.mark.parametrize("fields", [{"factor": 0.5}, {"batch_size": 0}, {"factor": float("nan")}])

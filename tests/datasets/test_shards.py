@@ -4,21 +4,27 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import webdataset as wds
+from PIL import Image
 from stored import H, V, W, write_eleven
 from stored import clip as _clip
 
 from sr3d import Gaussians, Scene, Sr3dError
 from sr3d.datasets import ShardDataset, World, pack_procedural, write_shards
-from sr3d.datasets.clip import encode_image, scene_clip
+from sr3d.datasets.assemble import decode_image
+from sr3d.datasets.clip import ImageFormat, encode_image, scene_clip
 from sr3d.datasets.index import FILE
 from sr3d.datasets.procedural import world_seed
 from sr3d.datasets.sample import StoredClip, encode_sample
@@ -351,6 +357,8 @@ def test_everything_else_that_a_clip_can_hold(tmp_path: Path) -> None:
     ("name", "data", "message"),
     [
         ("points.npy", b"\x93NUMPY\x01\x00garbage", r"points\.npy"),
+        ("points.npy", b"PK\x03\x04" + bytes(200), r"points\.npy"),
+        ("points.npy", b"\x93NUMPY\x01\x00v\x00{'descr': (" + bytes(200), r"points\.npy"),
         ("gaussians.safetensors", b"\xff" * 64, r"gaussians\.safetensors"),
         ("text.txt", b"\xff\xfe", r"text\.txt.*UTF-8"),
         ("overlap.png", b"", r"overlap\.png"),
@@ -366,8 +374,87 @@ def test_a_hostile_npy_is_not_unpickled(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     stored = StoredClip({**encode_sample(scene_clip(_clip(0))), "points.npy": buffer.getvalue()}, "memory", "0")
-    with pytest.raises(Sr3dError, match=r"points\.npy: found ValueError"):
+    with pytest.raises(Sr3dError, match=r"points\.npy: found .*something else"):
         stored.points()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"means": torch.full((5, 3), torch.nan)}, "means with NaN"),
+        ({"means": torch.zeros(4, 3)}, "means of shape"),
+        ({"means": torch.zeros(5, 3, dtype=torch.int64)}, "means of torch.int64"),
+        ({"sh": torch.zeros(5)}, "sh of shape"),
+        ({"scales": -torch.ones(5, 3)}, "scales that are not positive"),
+        ({"extra": torch.zeros(5)}, "unknown .*extra"),
+        ({"lod.native": torch.ones(5)}, "only .*lod.native"),
+    ],
+)
+def test_wrong_gaussians(change: dict[str, torch.Tensor], message: str) -> None:
+    plain = scene_clip(_clip(0))
+    plain.gaussians = replace(_gaussians(), lod=None, features=None)
+    members = encode_sample(plain)
+    tensors = {**safetensors.torch.load(members["gaussians.safetensors"]), **change}
+    members["gaussians.safetensors"] = safetensors.torch.save(tensors)
+    with pytest.raises(Sr3dError, match=message):
+        StoredClip(members, "memory", "0").gaussians()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_an_image_is_not_decoded_before_its_size_is_known_to_be_right(suffix: ImageFormat) -> None:
+    members = encode_sample(scene_clip(_clip(0)))
+    huge = encode_image(np.zeros((3000, 4000, 3), np.uint8), suffix)
+    head = json.loads(members["clip.json"]) | {"images": [suffix, "png", "png"]}
+    stored = StoredClip({**members, "clip.json": json.dumps(head).encode(), f"000.{suffix}": huge}, "memory", "0")
+    tracemalloc.start()
+    with pytest.raises(Sr3dError, match=rf"found 4000x3000; expected {W}x{H}"):
+        stored.scene([0])
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_exif_does_not_turn_pixels_away_from_their_camera(orientation: int) -> None:
+    image = np.zeros((H, W, 3), np.uint8)
+    image[: H // 2] = 200
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95, exif=exif)
+    members = encode_sample(scene_clip(_clip(0), "jpg")) | {"000.jpg": buffer.getvalue()}
+    found = StoredClip(members, "memory", "0").scene([0]).images[0]
+    assert found[: H // 2 - 1].mean() > 0.7 and found[H // 2 + 1 :].mean() < 0.1
+    assert decode_image(buffer.getvalue()).shape == (H, W, 3)
+
+
+def test_an_index_that_does_not_fit_its_tar_file(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "s")
+    content = json.loads((folder / FILE).read_text())
+    entry = content["shards"][0]
+
+    def read(**changes: object) -> None:
+        changed = {**content, "shards": [{**entry, **changes}, *content["shards"][1:]]}
+        (tmp_path / "s" / FILE).write_text(json.dumps(changed))
+        list(ShardDataset(tmp_path / "s"))
+
+    read()
+    without = {key: entry[key][:1] + entry[key][2:] for key in ("offsets", "names", "scenes")}
+    for changes, message in (
+        (without, "samples at byte 0: found 2; expected one"),
+        ({"names": entry["names"][::-1]}, "name of 000000-0000: found"),
+        ({"file": content["shards"][1]["file"]}, "file: found .* twice"),
+        ({"names": [content["shards"][1]["names"][0], *entry["names"][1:]]}, "names: found .* twice"),
+    ):
+        with pytest.raises(Sr3dError, match=message):
+            read(**changes)
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    odd = _clip(0)
+    odd.name = "caf\udce9"  # a Latin-1 file name, as Python lists it
+    write_shards([odd], tmp_path)
+    (clip,) = ShardDataset(tmp_path)
+    assert clip.name == odd.name
 
 
 def test_depth_error_stays_below_a_thousandth_at_room_scale() -> None:
