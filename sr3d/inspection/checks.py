@@ -19,6 +19,7 @@ from sr3d.io.images import image_size
 
 _ORIENTATION = 274  # EXIF
 _MOST_COUNTS = 65535
+_FARTHEST = 1e6  # world units; what is packed must be nearer
 
 
 def check_poses(report: Report, names: Sequence[str], poses: Float64[np.ndarray, "v 4 4"], field: str) -> list[int]:
@@ -30,7 +31,16 @@ def check_poses(report: Report, names: Sequence[str], poses: Float64[np.ndarray,
     if not finite.all():
         lost = [n for n, ok in zip(names, finite) if not ok]
         report.error(some(lost), f"{field} is NaN or infinite ({len(lost)} frames)", "leave these frames out")
-    rotation = np.where(finite[:, None, None], poses, np.eye(4))[:, :3, :3]
+    poses = np.where(finite[:, None, None], poses, np.eye(4))
+    last, far = np.abs(poses[:, 3] - [0, 0, 0, 1]).max(1) > 1e-5, np.abs(poses[:, :3, 3]).max(1) > _FARTHEST
+    for wrong, found, fix in (
+        (last, f"the last row of {field} is not 0 0 0 1", "write rigid 4x4 matrices"),
+        (far, f"{field} is more than {_FARTHEST:g} units away", "use other units, or leave these frames out"),
+    ):
+        if wrong.any():
+            report.error(some([n for n, w in zip(names, wrong) if w]), f"{found} ({wrong.sum()} frames)", fix)
+    finite &= ~last & ~far
+    rotation = poses[:, :3, :3]
     gram = rotation @ rotation.transpose(0, 2, 1)
     scale = np.sqrt(np.abs(gram.trace(axis1=1, axis2=2)) / 3)
     off = np.abs(gram - np.eye(3)).max((1, 2))

@@ -81,7 +81,8 @@ class Report:
         errors = sum(v.severity == "error" for v in self.violations)
         warnings = len(self.violations) - errors
         verdict = "[bold red]do not train on it[/]" if errors else "[bold green]fit to train on[/]"
-        console.print(f"{errors} errors, {warnings} warnings: {verdict}", highlight=False)
+        counts = ", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in ((errors, "error"), (warnings, "warning")))
+        console.print(f"{counts}: {verdict}", highlight=False)
 
 
 def some(names: Sequence[str]) -> str:

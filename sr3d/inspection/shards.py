@@ -97,6 +97,8 @@ def _check_splits(report: Report, index: Index, folder: Path) -> None:
         except Sr3dError:
             continue  # another folder's fault
         shared = sorted(index.scenes & theirs.scenes)
+        if "all" in (index.split, theirs.split):
+            continue
         if shared and theirs.source == index.source and theirs.split != index.split:
             found = f"{len(shared)} scenes are in the split {theirs.split} ({other.parent.name}) too: {some(shared)}"
             report.error("scenes", found, "pack both splits again from one list: clips of a scene belong to one split")
