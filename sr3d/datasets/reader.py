@@ -319,7 +319,7 @@ class ClipLoader:
         self._position = (epoch, batch)
 
     def _next(self) -> tuple[int, int]:
-        """Epoch and batch to read next. An epoch that was left goes on: Lightning does so where it resumes at an end."""
+        """Epoch and batch to read next. An epoch that was left goes on: Lightning leaves one where it resumes."""
         epoch, batch = self._position
         return (epoch, batch) if batch < self.limit else (epoch + 1, 0)
 
