@@ -2,16 +2,16 @@
 
     python benchmarks/data.py
 
-Everything is made here: clips of 640x480 photographs-like JPEG files, as RealEstate10K chunks, as a capture with a
-transforms.json, and as shards. Ratios are images per second over those of the bare loop, in the same number of
-processes, the two in turn. The loader's number includes choosing views, reducing the inputs and making the batch.
+Everything is made here: clips of 640x480 JPEG files, as RealEstate10K chunks, as a capture with a
+transforms.json, and as shards. Ratios are images per second over those of one bare loop in this process, the two in
+turn; what has two threads or processes says so. The loader's number includes choosing views, reducing the inputs and
+making the batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -93,14 +93,6 @@ def decode(images: Sequence[bytes]) -> int:
     return len(images)
 
 
-def decode_in(pool: multiprocessing.pool.Pool | None, images: Sequence[bytes]) -> int:
-    """The bare loop in the processes of a pool."""
-    if pool is None:
-        return decode(images)
-    half = len(images) // 2
-    return sum(pool.map(decode, [images[:half], images[half:]]))
-
-
 def load(loader: ClipLoader) -> int:
     """One epoch; number of images."""
     return sum(b.high.images.shape[0] * (b.high.images.shape[1] + b.target.images.shape[1]) for b in loader)
@@ -125,11 +117,9 @@ def throughput(report: Report, clips: int, repeats: int) -> None:
     images = jpegs(600, np.random.default_rng(0))
     rows: list[dict[str, object]] = []
 
-    def add(name: str, call: Callable[[], int], processes: int) -> None:
-        with multiprocessing.get_context("spawn").Pool(2) as two:
-            pool = two if processes == 2 else None
-            found, bare, ratio = compare(call, lambda: decode_in(pool, images), repeats)
-        rows.append({"what": name, "processes": processes, "images/s": found, "bare loop": bare, "ratio": ratio})
+    def add(name: str, call: Callable[[], int]) -> None:
+        found, bare, ratio = compare(call, lambda: decode(images), repeats)
+        rows.append({"what": name, "images/s": found, "bare loop": bare, "ratio": ratio})
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -149,17 +139,20 @@ def throughput(report: Report, clips: int, repeats: int) -> None:
             ("pack transforms.json, JPEG as they are", folder / "captures", Nerfstudio(), plain),
             ("pack transforms.json, reduced to 320 and encoded again", folder / "captures", Nerfstudio(), small),
         ):
-            add(name, partial(pack_once, source, converter, 1, options), 1)
+            add(name, partial(pack_once, source, converter, 1, options))
         shards = folder / "packed0"
         for name, size, packed, workers in (
-            ("load 2 inputs + 4 targets as stored", None, True, 0),
-            ("the same as floats", None, False, 0),
-            ("load 2 + 4, resized to 256x256", (256, 256), True, 0),
-            ("load 2 + 4 as stored", None, True, 2),
+            ("load 2 inputs + 4 targets as stored", None, True, (0, 0)),
+            ("the same, 2 threads, against one loop", None, True, (0, 2)),
+            ("the same, 2 worker processes, against one loop", None, True, (2, 0)),
+            ("load 2 + 4 as floats", None, False, (0, 0)),
+            ("load 2 + 4, resized to 256x256", (256, 256), True, (0, 0)),
+            ("the same, 2 threads, against one loop", (256, 256), True, (0, 2)),
         ):
             config = BatchConfig(factor=4, views=ViewConfig(context=2, target=4), image_size=size)
-            loader = ClipLoader(ClipBatches(shards, config, shuffle=True, packed=packed), workers)
-            add(name, partial(load, loader), max(1, workers))
+            batches = ClipBatches(shards, config, shuffle=True, packed=packed)
+            loader = ClipLoader(batches, workers[0], threads=workers[1])
+            add(name, partial(load, loader))
     report.table("Throughput against a bare loop that decodes the same JPEG files", rows)
 
 

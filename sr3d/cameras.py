@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -187,14 +188,16 @@ class Cameras:
 
 def _suspects(poses: Float[Tensor, "c 4 4"], Ks: Float[Tensor, "c 3 3"], width: int, height: int) -> list[int]:
     """Cameras that may fail a check; all are tested at once, since clips of hundreds are read again and again."""
-    rotation = poses[:, :3, :3].double()
-    off = (rotation @ rotation.mT - torch.eye(3, dtype=torch.float64, device=poses.device)).abs().amax((1, 2))
-    turned = (torch.linalg.cross(rotation[:, 0], rotation[:, 1]) * rotation[:, 2]).sum(-1)
-    last = (poses[:, 3] - torch.tensor([0, 0, 0, 1], dtype=poses.dtype, device=poses.device)).abs().amax(1)
+    # In numpy: its calls on small arrays cost a fifth of torch's.
+    pose, K = poses.detach().cpu().double().numpy(), Ks.detach().cpu().double().numpy()
+    R = pose[:, :3, :3]
+    off = np.abs(R @ R.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
+    turned = (np.cross(R[:, 0], R[:, 1]) * R[:, 2]).sum(1)
+    last = np.abs(pose[:, 3] - [0, 0, 0, 1]).max(1)
     # Written so that NaN fails.
-    good = (off <= 1e-3) & (turned > 0) & (last <= 1e-5) & poses.isfinite().all(2).all(1)
-    good &= Ks.isfinite().all(2).all(1) & (Ks[:, 0, 0] >= 0.1 * width) & (Ks[:, 1, 1] >= 0.1 * height)
-    return (~good).nonzero()[:, 0].tolist()
+    good = (off <= 1e-3) & (turned > 0) & (last <= 1e-5) & np.isfinite(pose).all((1, 2)) & np.isfinite(K).all((1, 2))
+    good &= (K[:, 0, 0] >= 0.1 * width) & (K[:, 1, 1] >= 0.1 * height)
+    return np.flatnonzero(~good).tolist()
 
 
 def _check_pose(pose: Tensor, source: str | Path, name: str) -> None:

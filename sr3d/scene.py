@@ -92,8 +92,8 @@ class Scene:
             images=_stacked([s.images for s in scenes]),
             cameras=replace(
                 cameras[0],
-                world_to_cam=torch.stack([c.world_to_cam for c in cameras]),
-                K=torch.stack([c.K for c in cameras]),
+                world_to_cam=_stacked([c.world_to_cam for c in cameras]),
+                K=_stacked([c.K for c in cameras]),
             ),
             depths=_stacked(depths) if len(depths) == len(scenes) else None,
             labels=_stacked(labels) if len(labels) == len(scenes) else None,

@@ -31,6 +31,7 @@ class ClipDataModule(L.LightningDataModule):
         degrade: How training inputs are made smaller; null averages over areas. Validation always does that.
         batch_size: Clips per batch and process.
         workers: Data-loading processes per device; 0 reads in the training process.
+        threads: Without workers, threads that read ahead of the training; 0 reads when a batch is needed.
         remote: Cache and retries for shards at addresses.
         seed: Of the order of the clips, the choice of views and the degradation.
     """
@@ -46,11 +47,12 @@ class ClipDataModule(L.LightningDataModule):
         degrade: DegradeConfig | None = None,
         batch_size: int = 1,
         workers: int = 0,
+        threads: int = 0,
         remote: RemoteConfig | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.train_shards, self.val_shards, self.workers = train_shards, val_shards, workers
+        self.train_shards, self.val_shards, self.workers, self.threads = train_shards, val_shards, workers, threads
         self.remote = remote or RemoteConfig()
         views = views or ViewConfig()
         whole = DegradeConfig() if float(factor) != int(factor) else None
@@ -84,7 +86,8 @@ class ClipDataModule(L.LightningDataModule):
         rank_zero_info(f"{sum(batches.sizes):,} clips: {len(batches):,} batches per epoch and process{left}")
         limit = self.trainer.limit_train_batches if self.trainer else 1.0
         most = limit if isinstance(limit, int) else int(limit * len(batches))
-        self._loader = ClipLoader(batches, self.workers, self.trainer.current_epoch if self.trainer else 0, most)
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        self._loader = ClipLoader(batches, self.workers, epoch, most, self.threads)
         if self._position is not None:
             self._loader.load_state_dict(self._position)
         return self._loader
@@ -99,7 +102,9 @@ class ClipDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> ClipLoader:
         """All clips in stored order, views spread evenly; the same in every epoch."""
-        return ClipLoader(self._batches(self.val_shards, self.val_config, shuffle=False), self.workers)
+        return ClipLoader(
+            self._batches(self.val_shards, self.val_config, shuffle=False), self.workers, threads=self.threads
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Floating-point images, made on the device."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, no_type_check
 
 import cv2
+import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
@@ -143,17 +144,38 @@ def block_mean(
     images: Float[Tensor, "*batch h w 3"] | UInt8[Tensor, "*batch h w 3"], factor: int
 ) -> Float[Tensor, "*batch small_h small_w 3"]:
     """Mean over blocks of factor × factor pixels, in [0, 1] also of 8-bit images; `factor` divides the size."""
-    # Whole rows first: long runs of memory are summed many times faster than pixels of three numbers. 8-bit images are
-    # summed as integers, so that none of their size is ever made in floating point.
-    whole = images.dtype if images.is_floating_point() else torch.int16 if factor <= 11 else torch.int32
-    rows = images.flatten(-2).unflatten(-2, (-1, factor))
-    total = rows[..., 0, :].to(whole, copy=True)
-    for i in range(1, factor):
-        total += rows[..., i, :]
-    pixels = total.unflatten(-1, (-1, factor, 3)).unbind(-2)
-    scale = factor**2 * (1 if images.is_floating_point() else 255)
-    # Colour by colour, for the same reason.
-    return torch.stack([sum(p[..., c] for p in pixels) / scale for c in range(3)], dim=-1)
+    if not images.is_floating_point() and images.device.type == "cpu":
+        flat = images.reshape(-1, *images.shape[-3:]).contiguous().numpy()
+        out = np.empty((len(flat), images.shape[-3] // factor, images.shape[-2] // factor, 3), np.float32)
+        _block_means(flat, factor, out)
+        return torch.from_numpy(out).reshape(*images.shape[:-3], *out.shape[1:])
+    # Whole rows first: long runs of memory are summed many times faster than pixels of three numbers.
+    whole = images if images.is_floating_point() else images.float() / 255
+    rows = whole.flatten(-2).unflatten(-2, (-1, factor)).sum(-2)
+    pixels = rows.unflatten(-1, (-1, factor, 3)).unbind(-2)
+    return torch.stack([sum(p[..., c] for p in pixels) / factor**2 for c in range(3)], dim=-1)
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _block_means(images, factor, out):
+    """Of 8-bit images [V, H, W, 3]: sums of whole rows, which the compiler vectorises, then of their pixels."""
+    views, height, width, _ = out.shape
+    row = np.empty(width * factor * 3, np.int32)
+    scale = np.float32(factor * factor * 255)
+    for v in range(views):
+        for y in range(height):
+            row[:] = 0
+            for i in range(factor):
+                line = images[v, y * factor + i].reshape(-1)
+                for k in range(len(row)):
+                    row[k] += line[k]
+            for x in range(width):
+                for c in range(3):
+                    total = row[x * factor * 3 + c]
+                    for j in range(1, factor):
+                        total += row[(x * factor + j) * 3 + c]
+                    out[v, y, x, c] = np.float32(total) / scale
 
 
 def _resample(

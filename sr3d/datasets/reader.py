@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +168,17 @@ class ClipBatches(IterableDataset[Batch]):
         self._start[0], self._start[1] = epoch, batch
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, start = self._start.tolist()
         worker, workers = _worker()
+        for number, read in enumerate(self.calls()):
+            if number % workers == worker:
+                yield read()
+
+    def calls(self) -> Iterator[Callable[[], Batch]]:
+        """One function for each batch of the next pass, in order; any of them can be called at any time."""
+        epoch, start = self._start.tolist()
         order, size = self.order(epoch), self.config.batch_size
-        for number in range(start + worker, len(self), workers):
-            yield self._batch(epoch, number, order[number * size : (number + 1) * size])
+        for number in range(start, len(self)):
+            yield partial(self._batch, epoch, number, order[number * size : (number + 1) * size])
 
     def order(self, epoch: int) -> Int64[np.ndarray, "n 3"]:
         """What this process reads in an epoch: rows of (set, the set's own epoch, number of the clip in the set)."""
@@ -256,19 +266,23 @@ class _Caught(IterableDataset[Batch | Sr3dError]):
 
 
 class ClipLoader:
-    """Loads batches with worker processes, knows its position, and can start there again.
+    """Loads batches with processes or threads, knows its position, and can start there again.
 
     Lightning stores the position in its checkpoints (`state_dict`): a resumed run goes on with the next batch.
 
     Args:
         batches: What to load.
         workers: Processes that read; 0 reads in this one.
+        threads: Without workers, threads that read ahead: decoding leaves Python to others, and nothing has to be
+            copied from process to process. 0 reads when a batch is asked for.
         epoch: Of the first pass. Shuffled, the next pass goes on with what is left of an epoch, else with the next one.
         limit: Number of batches after which an epoch is over; None: all.
     """
 
-    def __init__(self, batches: ClipBatches, workers: int, epoch: int = 0, limit: int | None = None) -> None:
-        self.batches = batches
+    def __init__(
+        self, batches: ClipBatches, workers: int, epoch: int = 0, limit: int | None = None, threads: int = 0
+    ) -> None:
+        self.batches, self.threads = batches, 0 if workers else threads
         self.limit = len(batches) if limit is None else min(limit, len(batches))
         self._loader = DataLoader(
             _Caught(batches), batch_size=None, num_workers=workers, persistent_workers=workers > 0
@@ -282,13 +296,27 @@ class ClipLoader:
         epoch, start = self._next() if self.batches.shuffle else (0, 0)
         self._position = (epoch, start)
         self.batches.seek(epoch, start)
-        for batch in self._loader:
+        for batch in self._ahead() if self.threads else self._loader:
             if isinstance(batch, Sr3dError):
                 raise batch
             self._position = (epoch, self._position[1] + 1)
             yield batch
             if self._position[1] >= self.limit:
                 return
+
+    def _ahead(self) -> Iterator[Batch]:
+        """The batches, read by threads, two for each of them in advance."""
+        keep_freed_memory()
+        calls = self.batches.calls()
+        with ThreadPoolExecutor(self.threads) as pool:
+            waiting = deque(pool.submit(call) for call in islice(calls, 2 * self.threads))
+            try:
+                while waiting:
+                    batch = waiting.popleft().result()
+                    waiting.extend(pool.submit(call) for call in islice(calls, 1))
+                    yield batch
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, how many of its batches have been delivered, and what the batches depend on."""

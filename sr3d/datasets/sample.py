@@ -209,7 +209,9 @@ class StoredClip:
         cameras = replace(cameras, world_to_cam=snap(cameras.world_to_cam))
         suffixes = self._head["images"]
         names = [(f"{i:03d}.{suffixes[i]}", suffixes[i]) for i in chosen]
-        images = [self._decode(name, suffix, AS_STORED, (*size, 3)) for name, suffix in names]
+        images = np.empty((len(names), *size, 3), np.uint8)
+        for image, (name, suffix) in zip(images, names):
+            image[:] = self._decode(name, suffix, AS_STORED, (*size, 3))
         depths = labels = None
         if self.has_depth:
             units = np.array(self._head["depth_unit"], np.float64)[chosen].astype(np.float32)
@@ -218,7 +220,7 @@ class StoredClip:
             kind = "semantics" if self.has_semantics else "labels"
             labels = torch.from_numpy(self._maps(kind, chosen, size).astype(np.int64))
         return Scene(
-            images=torch.from_numpy(images[0][None] if len(images) == 1 else np.stack(images)),
+            images=torch.from_numpy(images),
             cameras=cameras.to(torch.float32),
             depths=depths,
             labels=labels,
@@ -258,7 +260,7 @@ class StoredClip:
 
     def _matrices(self, name: str, size: int) -> Tensor:
         try:
-            out = torch.tensor(self._head.get(name), dtype=torch.float64)
+            out = torch.from_numpy(np.array(self._head.get(name), np.float64))
         except (TypeError, ValueError, RuntimeError, OverflowError):
             out = torch.zeros(0, dtype=torch.float64)
         if tuple(out.shape) != (len(self), size, size):

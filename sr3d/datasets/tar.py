@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
 
 from sr3d.errors import Sr3dError
@@ -79,7 +80,8 @@ def _checked_size(header: bytes, source: str, at: int) -> int:
         size, checksum = int(header[124:136].strip(b" \0") or b"0", 8), int(header[148:156].strip(b" \0"), 8)
     except ValueError:
         raise Sr3dError(source, "tar file", f"no header at byte {at}", "an uncompressed ustar file") from None
-    # The checksum counts its own eight bytes as blanks.
-    if sum(header) - sum(header[148:156]) + 8 * 32 != checksum or size < 0:
+    # The checksum counts its own eight bytes as blanks. Adler's low half is a sum of bytes, plus 1, modulo 65521.
+    found = zlib.adler32(header[:148] + b" " * 8 + header[156:]) & 0xFFFF
+    if found != (checksum + 1) % 65521 or size < 0:
         raise Sr3dError(source, "tar file", f"a damaged header at byte {at}", "the header's checksum")
     return size

@@ -71,22 +71,22 @@ def test_evaluation_reads_every_clip_in_any_number_of_processes(folder: Path) ->
 
 
 def test_number_of_workers_and_start_do_not_matter(folder: Path) -> None:
-    def loader(workers: int) -> ClipLoader:
-        return ClipLoader(ClipBatches(folder, replace(SMALL, seed=4), shuffle=True), workers)
+    def loader(workers: int, threads: int = 0) -> ClipLoader:
+        return ClipLoader(ClipBatches(folder, replace(SMALL, seed=4), shuffle=True), workers, threads=threads)
 
-    plain, busy = loader(0), loader(3)
-    epochs = [[list(x) for _ in range(3)] for x in (plain, busy)]
-    for one, other in zip(*epochs):
+    plain, busy, threaded = loader(0), loader(3), loader(0, 2)
+    epochs = [[list(x) for _ in range(3)] for x in (plain, busy, threaded)]
+    for one, other in [*zip(epochs[0], epochs[1]), *zip(epochs[0], epochs[2])]:
         assert _names(one) == _names(other)
         assert all(torch.equal(a.context.images, b.context.images) for a, b in zip(one, other))
         assert all(torch.equal(a.target.images, b.target.images) for a, b in zip(one, other))
     assert len({tuple(_clips(e)) for e in epochs[0]}) == 3
     # What a stopped run has not delivered yet is what a resumed one delivers.
-    for workers in (0, 2):
-        stopped = loader(workers)
+    for workers in ((0,), (2,), (0, 2)):
+        stopped = loader(*workers)
         stream = iter(stopped)
         first = [next(stream) for _ in range(2)]
-        resumed = loader(workers)
+        resumed = loader(*workers)
         resumed.load_state_dict(stopped.state_dict())
         assert _names(first) + _names(resumed) == _names(epochs[0][0])
         assert _names(resumed) == _names(epochs[0][1])
