@@ -39,7 +39,6 @@ def check_poses(report: Report, names: Sequence[str], poses: Float64[np.ndarray,
     ):
         if wrong.any():
             report.error(some([n for n, w in zip(names, wrong) if w]), f"{found} ({wrong.sum()} frames)", fix)
-    finite &= ~last & ~far
     rotation = poses[:, :3, :3]
     gram = rotation @ rotation.transpose(0, 2, 1)
     scale = np.sqrt(np.abs(gram.trace(axis1=1, axis2=2)) / 3)
@@ -64,7 +63,7 @@ def check_poses(report: Report, names: Sequence[str], poses: Float64[np.ndarray,
         fix = "turn one axis round: of the camera (a column of a camera-to-world matrix), or of the world (a row)"
         found = f"{field} mirrors: determinant -1 ({mirrored.sum()} frames)"
         report.error(some([n for n, m in zip(names, mirrored) if m]), found, fix)
-    return [i for i in range(len(names)) if finite[i] and not bent[i] and not scaled[i]]
+    return np.flatnonzero(finite & ~last & ~far & ~bent & ~scaled).tolist()
 
 
 def check_path(report: Report, poses: Float64[np.ndarray, "v 4 4"], names: Sequence[str], depth: float | None) -> None:
