@@ -273,8 +273,15 @@ def _pixels(
     npt.NDArray[np.int64] | None,
 ]:
     """Image (the file's bytes where no pixel needs to change), size, K, depth and labels of a frame."""
+    try:
+        data = frame.image.read_bytes()
+        if data.startswith(b"\x89PNG"):
+            # Decoders make pixels of a PNG whose checksums are wrong.
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+                image.verify()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Sr3dError(frame.image, "image", f"{type(error).__name__}: {error}", "a whole PNG or JPEG") from None
     if not frame.distorted:
-        data = frame.image.read_bytes() if frame.image.is_file() else b""
         size = whole_image(data)
         if size is not None and frame.size in (None, size):
             return data, size, frame.K, *decode_maps(frame, size)
