@@ -92,7 +92,8 @@ def _truncate_jpeg(c):
 
 
 def _pickle(c):
-    np.save(c.folder / "depth/0.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    text = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
+    (c.folder / "depth/0.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + text + b"cos\nsystem\n.")
     c.document["frames"][0]["depth_file_path"] = "depth/0.npy"
 
 
