@@ -119,7 +119,7 @@ def _tools() -> list[tuple[str, str]]:
 
 def _ffmpeg() -> str:
     try:
-        import imageio_ffmpeg  # type: ignore[import-untyped]
+        import imageio_ffmpeg
 
         return imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError):

@@ -7,6 +7,7 @@ import csv
 import io
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -143,7 +144,7 @@ def curves_svg(curves: dict[str, list[tuple[float, float]]]) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _plot_loss(axis, points: list[tuple[float, float]]) -> None:  # type: ignore[no-untyped-def]
+def _plot_loss(axis: Any, points: list[tuple[float, float]]) -> None:
     """The loss of single batches, and their running mean."""
     axis.set(xlabel="step", ylabel="loss", title="training")
     if not points:

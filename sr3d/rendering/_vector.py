@@ -5,9 +5,9 @@ LLVM does not vectorise these loops over channels by itself, and does not keep t
 
 from __future__ import annotations
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -17,14 +17,14 @@ from sr3d.rendering._project import TILE
 BATCH = 32  # splats whose weights are collected before they are spread over the feature channels: 32 KB
 
 
-def _row_pointer(context, builder, array_type, array, row):  # type: ignore[no-untyped-def]
+def _row_pointer(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> Any:
     """LLVM pointer to 16 float32: row `row` of a C-ordered array [..., 16]."""
     data = context.make_array(array_type)(context, builder, value=array).data
     offset = builder.mul(row, ir.Constant(row.type, TILE))
     return builder.bitcast(builder.gep(data, [offset]), ir.VectorType(ir.FloatType(), TILE).as_pointer())
 
 
-def _broadcast(builder, value):  # type: ignore[no-untyped-def]
+def _broadcast(builder: Any, value: Any) -> Any:
     """LLVM vector of 16 equal float32."""
     vector = ir.Constant(ir.VectorType(ir.FloatType(), TILE), ir.Undefined)
     for lane in range(TILE):
@@ -32,14 +32,14 @@ def _broadcast(builder, value):  # type: ignore[no-untyped-def]
     return vector
 
 
-def _element_pointer(context, builder, array_type, array, row, column):  # type: ignore[no-untyped-def]
+def _element_pointer(context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any) -> Any:
     """LLVM pointer to element [row, column] of a C-ordered array."""
     view = context.make_array(array_type)(context, builder, value=array)
     width = cgutils.unpack_tuple(builder, view.shape)[1]
     return builder.gep(view.data, [builder.add(builder.mul(row, width), column)])
 
 
-def _blend(channels):  # type: ignore[no-untyped-def]
+def _blend(channels: int) -> Any:
     """Intrinsic out[(c + j)·16 + y] += Σ_k weights[first + k] · features[members[y, k], c + j] for j < `channels`.
 
     The sums stay in registers: one multiplication for each load, where a loop over splats outside would also load and
@@ -109,7 +109,7 @@ def copy_row(typingctx, out, out_row, row, in_row):
     return types.none(out, types.intp, row, types.intp), codegen
 
 
-def _horizontal_sum(builder, vector):  # type: ignore[no-untyped-def]
+def _horizontal_sum(builder: Any, vector: Any) -> Any:
     """LLVM sum of the 16 float32 of a vector."""
     half = TILE
     while half > 1:
@@ -125,7 +125,7 @@ def _horizontal_sum(builder, vector):  # type: ignore[no-untyped-def]
     return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
 
-def _mix(channels):  # type: ignore[no-untyped-def]
+def _mix(channels: int) -> Any:
     """Intrinsic out[out_row] += Σ_k rows[first + k] · values[i, c + k] over `groups` groups of `channels` channels."""
 
     @intrinsic
@@ -157,7 +157,7 @@ def _mix(channels):  # type: ignore[no-untyped-def]
     return mix
 
 
-def _dots(channels):  # type: ignore[no-untyped-def]
+def _dots(channels: int) -> Any:
     """Intrinsic out[slot, column + j] = Σ_y Σ_x weights[first + y, x] · rows[y·stride + c + j, x], y0 ≤ y < y1."""
 
     @intrinsic
