@@ -2,57 +2,129 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sr3d.cameras import Cameras
+from sr3d.errors import Sr3dError
 
 RAY_CHANNELS = 6
+_KEY = "model.network.encoder"
 
 
 @dataclass(kw_only=True)
 class EncoderConfig:
-    """Any vision transformer of timm.
+    """Any vision transformer of timm, e.g. vit_small_patch14_dinov2 or vit_small_patch16_dinov3.
 
     Attributes:
         name: timm model name.
-        pretrained: Start from timm's weights (downloads them); the first layer is adapted to the extra channels.
+        pretrained: Start from timm's weights (downloads them); rays then weigh nothing in the first layer at first.
+        frozen: Train only the first layer, which has to learn what rays are.
         options: Passed to `timm.create_model`; shrinks a model for CPUs, e.g. {embed_dim: 96, depth: 2, num_heads: 3}.
     """
 
     name: str = "vit_tiny_patch16_224"
     pretrained: bool = False
+    frozen: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
 class Encoder(nn.Module):
-    """Images and Plücker rays to tokens, one grid of tokens for each view."""
+    """Images and Plücker rays to tokens, one grid of tokens for each view.
+
+    Attributes:
+        config: What rebuilds this module around stored weights: `pretrained` is off.
+        width: Channels of a token.
+        patch: Pixels along the side of a token.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
+        """Build, and load weights where `config.pretrained` says so.
+
+        Raises:
+            Sr3dError: No such model, no vision transformer, bad options, or weights that cannot be loaded.
+        """
         super().__init__()
-        self.vit = timm.create_model(
+        self.config = replace(config, pretrained=False)
+        self.vit = _create(config)
+        if config.pretrained:
+            _add_channels(self.vit, RAY_CHANNELS)
+        self.width: int = self.vit.embed_dim
+        self.patch: int = self.vit.patch_embed.patch_size[0]
+        for name in ("mean", "std"):
+            values = torch.tensor(self.vit.pretrained_cfg[name], dtype=torch.float32)[:, None, None]
+            self.register_buffer(name, values, persistent=False)
+        if config.frozen:
+            self.vit.requires_grad_(False)
+            self.vit.patch_embed.requires_grad_(True)
+            self.train()
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Like `nn.Module.train`, but a frozen transformer stays in evaluation mode."""
+        return super().train(mode and not self.config.frozen)
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Compute the activations of the blocks again in the backward pass instead of keeping them."""
+        self.vit.set_grad_checkpointing(enabled)
+
+    def forward(self, images: Float[Tensor, "b v 3 h w"], rays: Float[Tensor, "b v 6 h w"]) -> Float[Tensor, "b v t d"]:
+        """Tokens in row-major order of ceil(h / patch) × ceil(w / patch); prefix tokens are dropped."""
+        x = torch.cat([(images - self.mean) / self.std, rays], dim=2).flatten(0, 1)
+        tokens = self.vit.forward_features(x)[:, self.vit.num_prefix_tokens :]
+        return tokens.unflatten(0, images.shape[:2])
+
+
+def _create(config: EncoderConfig) -> VisionTransformer | Eva:
+    """The transformer, for any size of image; for RGB alone where it brings trained weights."""
+    try:
+        vit = timm.create_model(
             config.name,
             pretrained=config.pretrained,
-            in_chans=3 + RAY_CHANNELS,
+            in_chans=3 if config.pretrained else 3 + RAY_CHANNELS,
             num_classes=0,
             global_pool="",
             dynamic_img_size=True,
             dynamic_img_pad=True,
             **config.options,
         )
-        self.width: int = self.vit.embed_dim
-        self.patch: int = self.vit.patch_embed.patch_size[0]
+    except (RuntimeError, TypeError, AssertionError, ValueError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if not timm.is_model(config.name):
+            raise Sr3dError("config", f"{_KEY}.name", f"{config.name!r} ({reason})", "a model of timm") from None
+        if config.pretrained:
+            found = f"no weights for {config.name} with options {config.options} ({reason})"
+            raise Sr3dError("config", f"{_KEY}.pretrained", found, "weights that fit and can be loaded") from None
+        if "dynamic_img" in reason:
+            raise Sr3dError("config", f"{_KEY}.name", config.name, "a vision transformer of timm") from None
+        raise Sr3dError(
+            "config", f"{_KEY}.options", f"{config.options} ({reason})", f"options of {config.name}"
+        ) from None
+    if not isinstance(vit, (VisionTransformer, Eva)) or not isinstance(vit.patch_embed.proj, nn.Conv2d):
+        raise Sr3dError("config", f"{_KEY}.name", config.name, "a vision transformer of timm")
+    return vit
 
-    def forward(self, images: Float[Tensor, "b v 3 h w"], rays: Float[Tensor, "b v 6 h w"]) -> Float[Tensor, "b v t d"]:
-        """Tokens in row-major order of ceil(h / patch) × ceil(w / patch); prefix tokens are dropped."""
-        x = torch.cat([images * 2 - 1, rays], dim=2).flatten(0, 1)
-        tokens = self.vit.forward_features(x)[:, self.vit.num_prefix_tokens :]
-        return tokens.unflatten(0, images.shape[:2])
+
+def _add_channels(vit: VisionTransformer | Eva, channels: int) -> None:
+    """Widen the first layer: the trained weights stay as they are, those of the new channels start at zero."""
+    old = vit.patch_embed.proj
+    new = nn.Conv2d(
+        old.in_channels + channels, old.out_channels, old.kernel_size, old.stride, bias=old.bias is not None
+    )
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, : old.in_channels] = old.weight
+    new.bias = old.bias
+    vit.patch_embed.proj = new
 
 
 def plucker_rays(cameras: Cameras, unit: Float[Tensor, " b"]) -> Float[Tensor, "b v 6 h w"]:
