@@ -42,7 +42,14 @@ def data(shards: Path) -> ClipDataModule:
     """Seven shards, three workers per process."""
     views = ViewConfig(context=1, target=1)
     return ClipDataModule(
-        str(shards), str(shards), factor=2, views=views, image_size=(W, H), batch_size=BATCH, workers=3, seed=SEED
+        str(shards),
+        str(shards),
+        factor=2,
+        views=views,
+        image_size=(W, H),
+        global_batch_size=2 * BATCH,
+        workers=3,
+        seed=SEED,
     )
 
 

@@ -29,7 +29,7 @@ class ClipDataModule(L.LightningDataModule):
         val_views: The same for validation; as in training if null.
         image_size: Width and height that all views are cropped and resized to; null keeps the stored ones.
         degrade: How training inputs are made smaller; null averages over areas. Validation always does that.
-        batch_size: Clips per batch and process.
+        global_batch_size: Clips per optimiser step, over all devices and accumulated batches.
         workers: Data-loading processes per device; 0 reads in the training process.
         threads: Without workers, threads that read ahead of the training; 0 reads when a batch is needed.
         remote: Cache and retries for shards at addresses.
@@ -45,20 +45,22 @@ class ClipDataModule(L.LightningDataModule):
         val_views: ViewConfig | None = None,
         image_size: tuple[int, int] | None = None,
         degrade: DegradeConfig | None = None,
-        batch_size: int = 1,
+        global_batch_size: int = 1,
         workers: int = 0,
         threads: int = 0,
         remote: RemoteConfig | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if global_batch_size < 1:
+            raise Sr3dError("sr3d.datasets.ClipDataModule", "global_batch_size", global_batch_size, "1 or more")
+        self.global_batch_size = global_batch_size
         self.train_shards, self.val_shards, self.workers, self.threads = train_shards, val_shards, workers, threads
         self.remote = remote or RemoteConfig()
         views = views or ViewConfig()
         whole = DegradeConfig() if float(factor) != int(factor) else None
         self.val_config = BatchConfig(
             factor=factor,
-            batch_size=batch_size,
             views=val_views or views,
             image_size=image_size,
             degrade=whole,
@@ -70,11 +72,12 @@ class ClipDataModule(L.LightningDataModule):
         self.counters = Counters()
 
     def setup(self, stage: str) -> None:
-        """Check that no scene is on both sides.
+        """Check that the global batch divides, and that no scene is on both sides.
 
         Raises:
-            Sr3dError: A scene is in the training and in the validation shards.
+            Sr3dError: It does not, or a scene is in the training and in the validation shards.
         """
+        self._shape()
         if stage == "fit":
             train = list(self.train_shards) if isinstance(self.train_shards, dict) else self.train_shards
             check_disjoint(train, self.val_shards, self.remote, self.counters)
@@ -83,7 +86,8 @@ class ClipDataModule(L.LightningDataModule):
         """Shuffled clips with randomly chosen views; another order in every epoch, equally many batches everywhere."""
         batches = self._batches(self.train_shards, self.train_config, shuffle=True)
         left = f"; {batches.left_out} that do not divide wait for another epoch" if batches.left_out else ""
-        rank_zero_info(f"{sum(batches.sizes):,} clips: {len(batches):,} batches per epoch and process{left}")
+        steps = len(batches) // batches.accumulate
+        rank_zero_info(f"{sum(batches.sizes):,} clips: {steps:,} global batches of {batches.global_batch}{left}")
         limit = self.trainer.limit_train_batches if self.trainer else 1.0
         most = limit if isinstance(limit, int) else int(limit * len(batches))
         epoch = self.trainer.current_epoch if self.trainer else 0
@@ -122,17 +126,29 @@ class ClipDataModule(L.LightningDataModule):
 
     def _batches(self, source: Source, config: BatchConfig, *, shuffle: bool) -> ClipBatches:
         """The batches of this process."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank = self.trainer.global_rank if self.trainer else 0
+        size, world, accumulate = self._shape()
         return ClipBatches(
             source,
-            config,
+            replace(config, batch_size=size),
             shuffle=shuffle,
             rank=rank,
             world=world,
+            accumulate=accumulate,
             remote=self.remote,
             packed=True,
             counters=self.counters,
         )
+
+    def _shape(self) -> tuple[int, int, int]:
+        """Clips per batch and process, number of processes, and batches per process and optimiser step."""
+        trainer = self.trainer
+        world, accumulate = (trainer.world_size, trainer.accumulate_grad_batches) if trainer else (1, 1)
+        size, rest = divmod(self.global_batch_size, world * accumulate)
+        if rest or not size:
+            expected = f"a multiple of {world * accumulate} ({world} processes, accumulate_grad_batches {accumulate})"
+            raise Sr3dError("sr3d.datasets.ClipDataModule", "global_batch_size", self.global_batch_size, expected)
+        return size, world, accumulate
 
 
 def check_disjoint(

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from sr3d.datasets.batch import Batch, reduced_batch, resize_scene
 from sr3d.datasets.degrade import DegradeConfig
 from sr3d.datasets.heap import keep_freed_memory
-from sr3d.datasets.order import rank_order, shares
+from sr3d.datasets.order import global_order, shares
 from sr3d.datasets.sample import StoredClip
 from sr3d.datasets.shards import ShardReader, list_shards
 from sr3d.datasets.views import ViewConfig, choose_views, view_problem
@@ -39,7 +39,7 @@ class BatchConfig:
 
     Attributes:
         factor: How many times smaller the inputs are than the stored views.
-        batch_size: Clips per batch and process; the last batch of an epoch may have fewer.
+        batch_size: Clips per batch and process; not shuffled, the last batch may have fewer.
         views: Which views are inputs and which are targets, and how many.
         image_size: Width and height that all views are cropped and resized to; None: as stored, and then all clips of a
             batch must have one size.
@@ -95,11 +95,12 @@ class ClipBatches(IterableDataset[Batch]):
     """Batches of clips, views chosen and reduced.
 
     What batch number i of an epoch holds is a function of (seed, epoch, rank, i) alone: it does not matter how many
-    workers read, or where reading starts.
+    workers read, or where reading starts. Shuffled, the processes together read global batches, one for each optimiser
+    step, of `batch_size` · `world` · `accumulate` clips; what is in them depends on that product, not on its factors.
 
     Every process gets equally many batches. Shuffled and without weights, no clip comes twice in an epoch: the clips
-    that do not divide by the number of processes, at most `world` − 1, wait for another one. Not shuffled, every clip
-    is read; where they do not divide, as many of the first ones again.
+    that do not fill a global batch wait for another one. Not shuffled, every clip is read; where they do not divide
+    by the number of processes, as many of the first ones again.
 
     Args:
         source: Shards; a mapping gives each set a weight, its share of the clips of an epoch. Without weights every
@@ -110,6 +111,7 @@ class ClipBatches(IterableDataset[Batch]):
             and counted.
         rank: Number of this process.
         world: Number of processes.
+        accumulate: Batches per process and optimiser step.
         remote: How addresses are read.
         packed: Leave full-resolution images in 8 bits where they are not resized: `Batch.unpacked`, on the device,
             makes floats of them.
@@ -128,6 +130,7 @@ class ClipBatches(IterableDataset[Batch]):
         shuffle: bool,
         rank: int = 0,
         world: int = 1,
+        accumulate: int = 1,
         remote: RemoteConfig | None = None,
         packed: bool = False,
         counters: Counters | None = None,
@@ -136,6 +139,7 @@ class ClipBatches(IterableDataset[Batch]):
         super().__init__()
         remote = remote or RemoteConfig()
         self.config, self.shuffle, self.rank, self.world, self.packed = config, shuffle, rank, world, packed
+        self.accumulate = accumulate
         self.counters = counters or Counters(_WORKERS)
         if not isinstance(source, str | Path) and not len(source):
             raise Sr3dError("sr3d.datasets.ClipBatches", "source", "nothing", "at least one folder of shards")
@@ -147,11 +151,16 @@ class ClipBatches(IterableDataset[Batch]):
         self._unfit = torch.zeros(_WORKERS + 1, dtype=torch.int64).share_memory_()
         # Shared with the workers: epoch and first batch of the next pass.
         self._start = torch.zeros(2, dtype=torch.int64).share_memory_()
-        self._clips = self._count()
+        self._clips = self._count()  # of this process
 
     def __len__(self) -> int:
         """Batches per epoch of this process."""
         return -(-self._clips // self.config.batch_size)
+
+    @property
+    def global_batch(self) -> int:
+        """Clips per optimiser step, of all processes."""
+        return self.config.batch_size * self.world * self.accumulate
 
     @property
     def left_out(self) -> int:
@@ -184,15 +193,10 @@ class ClipBatches(IterableDataset[Batch]):
         """What this process reads in an epoch: rows of (set, the set's own epoch, number of the clip in the set)."""
         counts = [r.counts for r in self.readers]
         if self.shuffle:
-            return rank_order(
-                counts,
-                self.weights,
-                seed=self.config.seed,
-                epoch=epoch,
-                rank=self.rank,
-                world=self.world,
-                source=self._name,
+            rows = global_order(
+                counts, self.weights, seed=self.config.seed, epoch=epoch, batch=self.global_batch, source=self._name
             )
+            return rows.reshape(-1, self.world, self.global_batch // self.world, 3)[:, self.rank].reshape(-1, 3)
         rows = np.array([(i, 0, clip) for i, size in enumerate(self.sizes) for clip in range(size)], np.int64)
         return rows[np.arange(self.rank, self.world * self._clips, self.world) % len(rows)]
 
@@ -202,11 +206,13 @@ class ClipBatches(IterableDataset[Batch]):
 
     def _count(self) -> int:
         if self.shuffle:
-            return sum(shares(self.sizes, self.weights, self.world, self._name))
+            return sum(shares(self.sizes, self.weights, self.global_batch, self._name)) // self.world
         return -(-sum(self.sizes) // self.world)
 
     def _batch(self, epoch: int, number: int, rows: Int64[np.ndarray, "b 3"]) -> Batch:
-        draw = np.random.default_rng([self.config.seed, epoch, self.rank, number]) if self.shuffle else None
+        # The same in all batches of an optimiser step.
+        step = number // self.accumulate
+        draw = np.random.default_rng([self.config.seed, epoch, step]) if self.shuffle else None
         inputs = self.config.views.draw_inputs(draw)
         parts = [self._clip(int(turn), int(group), int(clip), inputs) for group, turn, clip in rows]
         sizes = {part.target.images.shape[-3:-1] for part in parts}
@@ -319,32 +325,32 @@ class ClipLoader:
                 pool.shutdown(cancel_futures=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, how many of its batches have been delivered, and what the batches depend on."""
-        batches = self.batches
-        of = {"processes": batches.world, "clips": batches.sizes, "weights": batches.weights}
-        of |= {"batch_size": batches.config.batch_size, "seed": batches.config.seed}
-        return {"epoch": self._position[0], "batch": self._position[1], "of": of}
+        """Epoch, how many of its clips have been delivered to all processes, and what the batches depend on."""
+        batches, (epoch, batch) = self.batches, self._position
+        of = {"clips": batches.sizes, "weights": batches.weights}
+        of |= {"global_batch_size": batches.global_batch, "seed": batches.config.seed}
+        return {"epoch": epoch, "delivered": batch * batches.global_batch // batches.accumulate, "of": of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the last batch that was delivered; in the next epoch if that was the last one.
 
-        Where the batches are no longer the same ones (another number of processes, other data, batch size or seed),
-        that epoch starts anew, with a warning.
+        Where the global batches are no longer the same ones (other data, global batch size or seed), that epoch starts
+        anew, with a warning. The number of processes may change.
 
         Raises:
             Sr3dError: It is no such state.
         """
         try:
-            epoch, batch, of = int(state["epoch"]), int(state["batch"]), dict(state["of"])
+            epoch, delivered, of = int(state["epoch"]), int(state["delivered"]), dict(state["of"])
         except (KeyError, TypeError, ValueError):
-            expected = "epoch, batch and what the batches depend on"
+            expected = "epoch, delivered clips and what the batches depend on"
             raise Sr3dError("checkpoint", "position in the data", str(state)[:80], expected) from None
         now = self.state_dict()["of"]
         changed = [f"{k} {of.get(k)}, now {now[k]}" for k in now if of.get(k) != now[k]]
         if changed:
             warnings.warn(f"epoch {epoch} starts anew, its batches are others: {'; '.join(changed)}", stacklevel=2)
-            batch = 0
-        self._position = (epoch, batch)
+            delivered = 0
+        self._position = (epoch, delivered * self.batches.accumulate // self.batches.global_batch)
 
     def _next(self) -> tuple[int, int]:
         """Epoch and batch to read next. An epoch that was left goes on: Lightning leaves one where it resumes."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 
@@ -117,7 +118,7 @@ def test_sizes_that_cannot_be_reduced(factor: int) -> None:
 def _module(folder: Path, *, seed: int = 1, batch_size: int = 2, workers: int = 0, **views: Any) -> ClipDataModule:
     config = ViewConfig(**views)
     paths = str(folder), str(folder)
-    return ClipDataModule(*paths, factor=4, views=config, batch_size=batch_size, workers=workers, seed=seed)
+    return ClipDataModule(*paths, factor=4, views=config, global_batch_size=batch_size, workers=workers, seed=seed)
 
 
 def _signature(batches: Iterable[Batch]) -> list[tuple[str, list[list[int]], list[list[int]]]]:
@@ -184,7 +185,25 @@ def test_clips_without_enough_views_are_counted_and_fail_only_where_all_are_need
         assert loader.batches.unfit > 0
 
 
-def test_unusable_settings(folder: Path) -> None:
-    for name, values in (("context", {"context": 0}), ("target", {"target": 0}), ("batch_size", {"batch_size": 0})):
-        with pytest.raises(Sr3dError, match=name):
-            _module(folder, **values)
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("context", {"context": 0}), ("target", {"target": 0}), ("global_batch_size", {"batch_size": 0})],
+)
+def test_unusable_settings(folder: Path, name: str, values: dict[str, Any]) -> None:
+    with pytest.raises(Sr3dError, match=name):
+        _module(folder, **values)
+
+
+def test_a_global_batch_that_does_not_divide_is_named_before_data_is_read(folder: Path) -> None:
+    trainer = lightning.Trainer(
+        accelerator="cpu", accumulate_grad_batches=4, logger=False, enable_progress_bar=False, max_steps=1
+    )
+    for size in (2, 6):
+        module = ClipDataModule("no such folder", "nor this", global_batch_size=size)
+        module.trainer = trainer
+        with pytest.raises(Sr3dError, match=f"global_batch_size: found {size}; expected a multiple of 4"):
+            module.setup("fit")
+    module = ClipDataModule(str(folder), str(folder), global_batch_size=4)
+    module.trainer = trainer
+    batches = module.train_dataloader().batches
+    assert (batches.config.batch_size, batches.global_batch, len(batches)) == (1, 4, 4)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from sr3d import Sr3dError
 from sr3d.datasets import ShardDataset, write_shards
 from sr3d.datasets.datamodule import ClipDataModule, check_disjoint
 from sr3d.datasets.degrade import DegradeConfig
-from sr3d.datasets.order import epoch_order, rank_order, shares
+from sr3d.datasets.order import epoch_order, global_order, shares
 from sr3d.datasets.reader import BatchConfig, ClipBatches, ClipLoader
 from sr3d.datasets.views import ViewConfig
 from sr3d.io.remote import RemoteConfig
@@ -58,8 +59,50 @@ def test_processes_get_disjoint_clips_and_equally_many_batches(folder: Path, wor
         seen = [list(b) for b in ranks]
         assert {len(s) for s in seen} == {len(ranks[0])}
         names = [n for s in seen for n in _clips(s)]
-        assert len(set(names)) == len(names) == 11 - 11 % world
-        assert ranks[0].left_out == 11 % world
+        assert len(set(names)) == len(names) == 11 - 11 % (2 * world)
+        assert ranks[0].left_out == 11 % (2 * world)
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)])
+def test_what_a_step_reads_depends_on_the_global_batch_alone(folder: Path, world: int, accumulate: int) -> None:
+    views = ViewConfig(context=(1, 2), target=1)
+
+    def steps(world: int, accumulate: int) -> list[list[tuple[str, int, float]]]:
+        config = BatchConfig(factor=2, batch_size=4 // world // accumulate, views=views, seed=3)
+        ranks = [
+            ClipBatches(folder, config, shuffle=True, rank=r, world=world, accumulate=accumulate) for r in range(world)
+        ]
+        out: list[list[tuple[str, int, float]]] = []
+        for epoch in range(4):
+            for batches in ranks:
+                batches.seek(epoch, 0)
+            for parts in zip(*(list(b) for b in ranks)):
+                rows = [
+                    (name, len(images), float(images.double().sum()))
+                    for b in parts
+                    for name, images in zip(b.context.name.split(", "), b.context.images)
+                ]
+                out.append(rows)
+        return [sorted(chain(*out[i : i + accumulate])) for i in range(0, len(out), accumulate)]
+
+    expected = steps(1, 1)
+    assert len(expected) == 8 and {len(step) for step in expected} == {4}
+    assert {n for step in expected for _, n, _ in step} == {1, 2}
+    assert steps(world, accumulate) == expected
+
+
+def test_resumed_on_another_number_of_processes_a_run_goes_on(folder: Path) -> None:
+    one = ClipLoader(ClipBatches(folder, replace(SMALL, batch_size=4), shuffle=True), 0)
+    whole = [sorted(n.split(", ")) for n in _names(one)]
+    stopped = ClipLoader(ClipBatches(folder, replace(SMALL, batch_size=4), shuffle=True), 0)
+    next(iter(stopped))
+    rest = []
+    for rank in range(2):
+        batches = ClipBatches(folder, replace(SMALL, batch_size=1), shuffle=True, rank=rank, world=2, accumulate=2)
+        resumed = ClipLoader(batches, 0)
+        resumed.load_state_dict(stopped.state_dict())
+        rest += _clips(resumed)
+    assert [sorted(rest)] == whole[1:] and len(rest) == 4
 
 
 def test_evaluation_reads_every_clip_in_any_number_of_processes(folder: Path) -> None:
@@ -106,32 +149,44 @@ def test_number_of_workers_and_start_do_not_matter(folder: Path) -> None:
 @settings(deadline=None, max_examples=60)
 @given(
     counts=st.lists(st.integers(1, 40), min_size=1, max_size=9),
-    world=st.integers(1, 7),
+    batch=st.integers(1, 33),
     seed=st.integers(0, 99),
     epoch=st.integers(0, 3),
 )
-def test_order_is_a_partition(counts: list[int], world: int, seed: int, epoch: int) -> None:
+def test_order_is_a_partition(counts: list[int], batch: int, seed: int, epoch: int) -> None:
     assert sorted(epoch_order(counts, seed, epoch)) == list(range(sum(counts)))
-    if sum(counts) < world:
+    if sum(counts) < batch:
         return
-    parts = [
-        rank_order([counts], [1.0], seed=seed, epoch=epoch, rank=r, world=world, source="test") for r in range(world)
-    ]
-    assert {len(p) for p in parts} == {sum(counts) // world}
-    clips = np.concatenate(parts)[:, 2]
-    assert len(np.unique(clips)) == len(clips)
-    assert (np.concatenate(parts)[:, 1] == epoch).all()
+    rows = global_order([counts], [1.0], seed=seed, epoch=epoch, batch=batch, source="test")
+    assert len(np.unique(rows[:, 2])) == len(rows) == sum(counts) - sum(counts) % batch
+    assert (rows[:, 1] == epoch).all()
 
 
-def test_a_process_reads_few_shards() -> None:
-    counts = [5000] * 16
-    ends = np.cumsum(counts)
-    for rank in range(4):
-        order = rank_order([counts], [1.0], seed=0, epoch=0, rank=rank, world=4, source="test")
-        shards = np.searchsorted(ends, order[:, 2], side="right")
-        assert len(np.unique(shards)) <= 5, "four of sixteen, and one that is shared"
-        # And one after the other: a cache of two shards is enough.
-        assert (np.diff(shards) != 0).sum() <= 5
+@pytest.mark.parametrize("weights", [[1.0], [3.0, 1.0]])
+def test_a_process_reads_few_shards(weights: list[float]) -> None:
+    counts = [[5000] * (16 // len(weights))] * len(weights)
+    batch, world = 64, 4
+    rows = global_order(counts, weights, seed=0, epoch=0, batch=batch, source="test")
+    if len(weights) > 1:
+        assert abs((rows[:, 0] == 0).mean() - 0.75) < 1e-3
+    own = rows[:, 0] * 100 + rows[:, 2] // 5000
+    parts = own.reshape(-1, world, batch // world)
+    for rank in range(world):
+        shards = parts[:, rank].reshape(-1)
+        assert len(np.unique(shards)) <= 16 // world + 2, "its part of sixteen, and those that are shared"
+        # And few at a time: two stretches, each in one or two shards of every set.
+        for start in range(0, len(shards), 1000):
+            assert len(np.unique(shards[start : start + 1000])) <= 4 * len(weights)
+
+
+def test_shares_are_whole_global_batches() -> None:
+    assert shares([11, 8], [11.0, 8.0], 4, "test") == [9, 7]
+    assert shares([10], [2.0], 10, "test") == [10]
+    assert shares([100, 100, 100], [1.0, 1.0, 1.0], 7, "test") == [98] * 3
+    # Sets that are read once start each epoch anew: no clip comes twice, whatever did not fit.
+    for epoch in range(3):
+        rows = global_order([[11], [8]], [11.0, 8.0], seed=1, epoch=epoch, batch=4, source="test")
+        assert len(np.unique(rows, axis=0)) == len(rows) == 16 and (rows[:, 1] == epoch).all()
 
 
 def test_weights_set_the_shares(tmp_path: Path) -> None:
@@ -153,18 +208,18 @@ def test_weights_set_the_shares(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "weights", "world", "message"),
+    ("sizes", "weights", "batch", "message"),
     [
         ([5], [0.0], 1, "weights"),
         ([5, 5], [1.0], 1, "weights"),
         ([5], [float("nan")], 1, "weights"),
-        ([5], [1.0], 6, "clips: found 5 clips of a data set, for 6 processes"),
+        ([5], [1.0], 6, "clips: found 5 clips for a global batch of 6; expected at least one"),
         ([100, 100], [1.0, 1e-3], 1, "a larger weight"),
     ],
 )
-def test_shares_refuse(sizes: list[int], weights: list[float], world: int, message: str) -> None:
+def test_shares_refuse(sizes: list[int], weights: list[float], batch: int, message: str) -> None:
     with pytest.raises(Sr3dError, match=message):
-        shares(sizes, weights, world, "test")
+        shares(sizes, weights, batch, "test")
 
 
 def test_clips_without_fitting_views_are_replaced_and_counted(tmp_path: Path) -> None:

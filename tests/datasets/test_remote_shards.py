@@ -67,7 +67,13 @@ def test_training_sees_every_clip_once(folder: Path, tmp_path: Path, workers: in
     write_shards([clip(99)], tmp_path / "val")
     with BadServer(folder, _troubles(folder)) as server:
         data = ClipDataModule(
-            server.url, str(tmp_path / "val"), factor=2, views=VIEWS, batch_size=2, workers=workers, remote=remote
+            server.url,
+            str(tmp_path / "val"),
+            factor=2,
+            views=VIEWS,
+            global_batch_size=2,
+            workers=workers,
+            remote=remote,
         )
         module = Seen()
         trainer = lightning.Trainer(

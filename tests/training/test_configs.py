@@ -45,7 +45,7 @@ def shrink(config: Path, folder: Path, shards: Path) -> Path:
     network["refinement"]["heads"] = network["decoder"]["heads"] = 2
     network["decoder"] |= {"blocks": 1, "width": 16, "convolutions": 1, "fine": 8}
     values["data"] |= {"train_shards": str(shards / "train"), "val_shards": str(shards / "val")}
-    values["data"] |= {"batch_size": 1, "workers": 0, "views": {"target": 1}, "val_views": {"target": 1}}
+    values["data"] |= {"global_batch_size": 1, "workers": 0, "views": {"target": 1}, "val_views": {"target": 1}}
     values["data"]["image_size"] = [32, 32]
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(values))

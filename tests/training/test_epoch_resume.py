@@ -42,7 +42,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _fit(shards: Path, folder: Path, workers: int = 0, ckpt: Path | None = None, **options: object) -> list[str]:
     views = ViewConfig(context=1, target=1)
     train, val = str(shards / "train"), str(shards / "val")
-    data = ClipDataModule(train, val, factor=2, views=views, batch_size=2, workers=workers)
+    data = ClipDataModule(train, val, factor=2, views=views, global_batch_size=2, workers=workers)
     trainer = lightning.Trainer(
         accelerator="cpu", logger=False, limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[ModelCheckpoint(dirpath=folder, filename="{step}", save_top_k=-1)], **options,

@@ -20,7 +20,7 @@ from sr3d.datasets.shards import read_index
 from sr3d.datasets.views import ViewConfig
 
 CLIPS, EPOCHS = 42, 2
-PER_EPOCH = -(-CLIPS // 2 // BATCH)
+PER_EPOCH = CLIPS // 2 // BATCH
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,8 @@ def test_a_killed_run_goes_on_with_the_samples_it_would_have_seen(
     steps = sorted(step for rank, step, _, _ in after if rank == 0)
     assert steps == list(range(steps[0], 2 * PER_EPOCH)), "every step once, none twice"
     assert 0 < steps[0] <= reached + 1 and steps[0] % EVERY == 0
-    # Both processes together see every clip of an epoch once.
+    # Both processes together see no clip twice in an epoch, and all but those that do not fill a global batch.
     for epoch in range(EPOCHS):
         part = [expected[r, epoch * PER_EPOCH + i][0] for r in range(2) for i in range(PER_EPOCH)]
-        assert sorted(n for names in part for n in names.split(", ")) == sorted(f"clip {i}/a.b" for i in range(CLIPS))
+        names = {n for names in part for n in names.split(", ")}
+        assert len(names) == len(part) * BATCH == CLIPS - CLIPS % (2 * BATCH)
