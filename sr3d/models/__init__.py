@@ -1,5 +1,7 @@
 """Scaffold, encoder, refinement, decoder and offset head: coarse Gaussians and views to fine Gaussians."""
 
-from sr3d.models.resolver import SuperResolver, SuperResolverConfig, with_lod
+from sr3d.models.inputs import with_lod
+from sr3d.models.prediction import Prediction
+from sr3d.models.resolver import SuperResolver, SuperResolverConfig
 
-__all__ = ["SuperResolver", "SuperResolverConfig", "with_lod"]
+__all__ = ["Prediction", "SuperResolver", "SuperResolverConfig", "with_lod"]

@@ -1,12 +1,15 @@
-"""Decoder: attention within and across views, then dense feature maps at low and high resolution."""
+"""Decoder: attention within and across views, then dense maps of features, texture and depth."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle
+from torch.utils.checkpoint import checkpoint
+
+CELL = 4  # pixels per side of a cell of the grid on which the convolutions work, whatever the factor
 
 
 @dataclass(kw_only=True)
@@ -16,9 +19,10 @@ class DecoderConfig:
     Attributes:
         blocks: Blocks of attention within a view and across views.
         heads: Attention heads; must divide the token width.
-        width: Channels of the convolutions at low resolution.
-        convolutions: Residual blocks of two convolutions at low resolution.
+        width: Channels of the convolutions, on a grid of a quarter of the high resolution.
+        convolutions: Residual blocks of two convolutions there.
         fine: Channels of the high-resolution feature map.
+        texture_bound: Largest change of a colour of the upsampled views, 0..1.
     """
 
     blocks: int = 1
@@ -26,6 +30,33 @@ class DecoderConfig:
     width: int = 48
     convolutions: int = 4
     fine: int = 16
+    texture_bound: float = 0.5
+
+
+@dataclass(kw_only=True)
+class Maps:
+    """What the decoder knows of V views at high resolution. Sums over the rounds of a recurrence.
+
+    Attributes:
+        features: [B, V, F, H, W]
+        texture: Residual colours before they are bounded. [B, V, 3, H, W]
+        trust: Logarithm by which a pixel's colour counts more than those of other views. [B, V, 1, H, W]
+        depth: Residual log-depth before it is bounded; None without a geometry branch. [B, V, 1, H, W]
+    """
+
+    features: Float[Tensor, "b v f h w"]
+    texture: Float[Tensor, "b v 3 h w"]
+    trust: Float[Tensor, "b v 1 h w"]
+    depth: Float[Tensor, "b v 1 h w"] | None
+
+    def cropped(self, height: int, width: int) -> Maps:
+        """The first rows and columns."""
+        return Maps(
+            features=self.features[..., :height, :width],
+            texture=self.texture[..., :height, :width],
+            trust=self.trust[..., :height, :width],
+            depth=None if self.depth is None else self.depth[..., :height, :width],
+        )
 
 
 class ViewBlock(nn.Module):
@@ -65,37 +96,76 @@ class ConvBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens and per-pixel evidence to feature maps."""
+    """Tokens and per-pixel evidence to maps.
 
-    def __init__(self, config: DecoderConfig, token_width: int, evidence: int, factor: int) -> None:
+    Args:
+        config: Sizes.
+        token_width: Of the encoder.
+        evidence: Channels of the per-pixel inputs.
+        matches: Channels of the geometry branch's cost volume; 0 without one.
+    """
+
+    def __init__(self, config: DecoderConfig, token_width: int, evidence: int, matches: int) -> None:
         super().__init__()
-        self.factor = factor
+        self.checkpointing = False
         self.blocks = nn.ModuleList(ViewBlock(token_width, config.heads) for _ in range(config.blocks))
         self.from_tokens = nn.Linear(token_width, config.width)
-        self.stem = nn.Conv2d(evidence * factor**2, config.width, 1)
-        self.body = nn.Sequential(*(ConvBlock(config.width) for _ in range(config.convolutions)))
-        self.low = nn.Conv2d(config.width, config.fine, 1)
-        self.expand = nn.Conv2d(config.width, config.fine * factor**2, 3, padding=1, padding_mode="replicate")
-        self.polish = nn.Conv2d(config.fine + evidence, config.fine, 3, padding=1, padding_mode="replicate")
+        self.stem = nn.Conv2d(evidence * CELL**2, config.width, 3, padding=1, padding_mode="replicate")
+        self.from_matches = nn.Conv2d(matches, config.width, 1) if matches else None
+        self.body = nn.ModuleList(ConvBlock(config.width) for _ in range(config.convolutions))
+        self.features = nn.Conv2d(config.width, config.fine * CELL**2, 1)
+        self.texture = _zeros(nn.Conv2d(config.width, 3 * CELL**2, 3, padding=1, padding_mode="replicate"))
+        self.trust = _zeros(nn.Conv2d(config.width, CELL**2, 1))
+        self.depth = _zeros(nn.Conv2d(config.width, CELL**2, 3, padding=1)) if matches else None
+
+    def attend(self, tokens: Float[Tensor, "b v t d"]) -> Float[Tensor, "b v t d"]:
+        """Attention within and across views."""
+        for block in self.blocks:
+            tokens = self._run(block, tokens)
+        return tokens
 
     def forward(
-        self, tokens: Float[Tensor, "b v t d"], grid: tuple[int, int], evidence: Float[Tensor, "b v c h w"]
-    ) -> tuple[Float[Tensor, "b v f hl wl"], Float[Tensor, "b v f h w"]]:
-        """Low-resolution and high-resolution feature maps.
+        self,
+        tokens: Float[Tensor, "b v t d"],
+        grid: tuple[int, int],
+        evidence: Float[Tensor, "b v c h w"],
+        matches: Float[Tensor, "b v k hc wc"] | None,
+    ) -> Maps:
+        """Maps at high resolution.
 
         Args:
-            tokens: From the refinement, row-major.
+            tokens: After `attend`, row-major.
             grid: Rows and columns of the tokens.
-            evidence: Per-pixel inputs at high resolution (height and width multiples of `factor`).
+            evidence: Per-pixel inputs; height and width are multiples of 4.
+            matches: Cost volume on the grid of cells.
         """
-        for block in self.blocks:
-            tokens = block(tokens)
         b, v = tokens.shape[:2]
-        pixels = evidence.flatten(0, 1)
-        low = nn.functional.pixel_unshuffle(pixels, self.factor)
+        x = self.stem(pixel_unshuffle(evidence.flatten(0, 1), CELL))
         context = self.from_tokens(tokens).flatten(0, 1).transpose(1, 2).unflatten(2, grid)
-        context = nn.functional.interpolate(context, size=low.shape[-2:], mode="bilinear", align_corners=False)
-        low = self.body(self.stem(low) + context)
-        high = nn.functional.pixel_shuffle(self.expand(low), self.factor)
-        high = nn.functional.gelu(self.polish(torch.cat([high, pixels], dim=1)))
-        return self.low(low).unflatten(0, (b, v)), high.unflatten(0, (b, v))
+        x = x + interpolate(context.float(), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        if self.from_matches is not None and matches is not None:
+            x = x + self.from_matches(matches.flatten(0, 1))
+        for block in self.body:
+            x = self._run(block, x)
+
+        def large(layer: nn.Conv2d) -> Tensor:
+            return pixel_shuffle(layer(x), CELL).float().unflatten(0, (b, v))
+
+        return Maps(
+            features=large(self.features),
+            texture=large(self.texture),
+            trust=large(self.trust),
+            depth=None if self.depth is None else large(self.depth),
+        )
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+        return out
+
+
+def _zeros(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with weights that start at zero."""
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
+from timm.layers import PatchEmbed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ def _create(config: EncoderConfig) -> VisionTransformer | Eva:
         raise Sr3dError(
             "config", f"{_KEY}.options", f"{config.options} ({reason})", f"options of {config.name}"
         ) from None
-    if not isinstance(vit, (VisionTransformer, Eva)) or not isinstance(vit.patch_embed.proj, nn.Conv2d):
+    if not isinstance(vit, (VisionTransformer, Eva)) or not isinstance(vit.patch_embed, PatchEmbed):
         raise Sr3dError("config", f"{_KEY}.name", config.name, "a vision transformer of timm")
     return vit
 
@@ -139,14 +140,14 @@ def plucker_rays(cameras: Cameras, unit: Float[Tensor, " b"]) -> Float[Tensor, "
     """
     positions = (cameras.positions - cameras.positions.mean(dim=1, keepdim=True)) / unit[:, None, None]
     _, directions = cameras.world_rays()
-    turn = _mean_axes(cameras)
+    turn = mean_axes(cameras)
     directions = torch.einsum("bij,bvhwj->bvhwi", turn, directions)
     positions = torch.einsum("bij,bvj->bvi", turn, positions)
     moments = torch.linalg.cross(positions[:, :, None, None].expand_as(directions), directions)
     return torch.cat([directions, moments], dim=-1).permute(0, 1, 4, 2, 3)
 
 
-def _mean_axes(cameras: Cameras) -> Float[Tensor, "b 3 3"]:
+def mean_axes(cameras: Cameras) -> Float[Tensor, "b 3 3"]:
     """World-to-camera rotation of an upright mean camera."""
     rotations = cameras.world_to_cam[..., :3, :3]
     # A pinch of the first camera keeps opposite cameras from cancelling out.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sr3d.cameras import Cameras
@@ -34,14 +34,31 @@ class Sight:
         depth: z-depth, world units. [B, V, N]
         behind: Relative distance behind the surface of the coarse scene, 0 where there is none. [B, V, N]
         visible: 1 where inside the frame and not hidden, else 0. [B, V, N]
-        weights: Share of each view in a fused value; sums to 1 over views, or to 0 outside all frames. [B, V, N]
+        raw: Weight of each view before it is normalised, 0 outside its frame. [B, V, N]
+        home: 1 for the view whose pixels the point's parent follows, where it is visible there, else 0. [B, V, N]
     """
 
     uv: Float[Tensor, "b v n 2"]
     depth: Float[Tensor, "b v n"]
     behind: Float[Tensor, "b v n"]
     visible: Float[Tensor, "b v n"]
-    weights: Float[Tensor, "b v n"]
+    raw: Float[Tensor, "b v n"]
+    home: Float[Tensor, "b v n"]
+
+    @property
+    def weights(self) -> Float[Tensor, "b v n"]:
+        """Share of each view in a fused value; sums to 1 over views, or to 0 outside all frames. [B, V, N]"""
+        return normalised(self.raw)
+
+    @property
+    def seen(self) -> Float[Tensor, "b v n"]:
+        """Equal shares of the views that see a point. [B, V, N]"""
+        return self.visible / self.visible.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+def normalised(raw: Float[Tensor, "b v n"]) -> Float[Tensor, "b v n"]:
+    """Weights that sum to 1 over the views, or to 0 where all are 0."""
+    return raw / raw.sum(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def sample(
@@ -61,6 +78,7 @@ def locate(
     cameras: Cameras,
     surface: Float[Tensor, "b v h w"],
     images: Float[Tensor, "b v 3 hl wl"],
+    home: Int[Tensor, "b n"],
     config: GatherConfig,
 ) -> Sight:
     """Project points into every view and decide which views see them.
@@ -71,6 +89,7 @@ def locate(
         cameras: V views for each scene. [B, V]
         surface: z-depth of the coarse scene drawn into the views, 0 where it has none. [B, V, H, W]
         images: Views at low resolution. [B, V, 3, h, w]
+        home: The view whose pixels each point's parent follows. [B, N]
         config: Tolerances.
     """
     pixels, depth = cameras.project(points)
@@ -84,14 +103,15 @@ def locate(
     difference = (sample(images, uv) - colors.mT[:, None]).square().mean(dim=2)
     affinity = torch.exp(-difference / (2 * config.color_tolerance**2)) + 1e-3
     raw = affinity * (visible + 1e-4 * inside.to(points.dtype))
-    weights = raw / raw.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    at_home = torch.nn.functional.one_hot(home, uv.shape[1]).mT.to(points.dtype)
     clip = config.occlusion_tolerance * 4
     return Sight(
         uv=uv,
         depth=depth,
         behind=(behind * inside).clamp(-clip, clip) / clip,
         visible=visible,
-        weights=weights,
+        raw=raw,
+        home=at_home * inside,
     )
 
 

@@ -34,9 +34,19 @@ class HeadConfig:
 
 
 class OffsetHead(nn.Module):
-    """SR3R Eq. 6-7: ΔG from features, added in activated-safe spaces (logit, log, rotation vector, parent's frame)."""
+    """SR3R Eq. 6-7: ΔG from features, added in activated-safe spaces (logit, log, rotation vector, parent's frame).
 
-    def __init__(self, config: HeadConfig, inputs: int, sh_coefficients: int) -> None:
+    Args:
+        config: Sizes and bounds.
+        inputs: Channels of the features.
+        sh_coefficients: Of the colour, (degree + 1)².
+        snap: Whether children can follow the depth of a geometry branch.
+        semantics: Channels of the semantic feature; 0 for none.
+    """
+
+    def __init__(
+        self, config: HeadConfig, inputs: int, sh_coefficients: int, snap: bool = False, semantics: int = 0
+    ) -> None:
         super().__init__()
         self.config = config
         self.mlp = nn.Sequential(
@@ -45,40 +55,62 @@ class OffsetHead(nn.Module):
             nn.Linear(config.width, config.width),
             nn.GELU(),
         )
-        self.sizes = [3, 1, 3, 3, 1, 3 * sh_coefficients]
+        self.sizes = [3, 1, 3, 3, 1, 3 * sh_coefficients, int(snap), semantics]
         self.out = nn.Linear(config.width, sum(self.sizes))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(
+    def forward(self, features: Float[Tensor, "b n c"]) -> Float[Tensor, "b n r"]:
+        """Residuals before they are bounded; those of several rounds are added up."""
+        raw: Tensor = self.out(self.mlp(features))
+        return raw.float()
+
+    def apply_to(
         self,
-        features: Float[Tensor, "b n c"],
         scaffold: Gaussians,
-        footprint: Float[Tensor, "b n"],
+        raw: Float[Tensor, "b n r"],
         rays: Float[Tensor, "b n 3"],
-    ) -> Gaussians:
-        """The scaffold plus residuals.
+        snap: Float[Tensor, "b n"] | None = None,
+    ) -> tuple[Gaussians, dict[str, Tensor]]:
+        """The scaffold plus residuals, and the residuals (see `sr3d.models.prediction.Prediction`).
 
         Args:
-            features: Of every child. [B, N, C]
-            scaffold: Children before learning. [B, N]
-            footprint: Native footprint of the parent, world units. [B, N]
-            rays: Unit direction, world frame, in which the child may slide. [B, N, 3]
+            scaffold: Children before learning, with level-of-detail fields. [B, N]
+            raw: Of `forward`.
+            rays: Unit direction, world frame, in which a child may slide.
+            snap: How far along the ray the surface of the geometry branch lies, world units.
         """
         c = self.config
-        offset, slide, scale, turn, opacity, sh = self.out(self.mlp(features)).split(self.sizes, dim=-1)
-        frame = quat_to_matrix(scaffold.quats)
-        local = c.position_bound * torch.tanh(offset)
+        assert scaffold.lod is not None
+        offset, slide, scale, turn, opacity, sh, follow, semantic = raw.split(self.sizes, dim=-1)
+        footprint = scaffold.lod.coarser
+        position = c.position_bound * torch.tanh(offset)
+        along = c.ray_bound * torch.tanh(slide[..., 0])
+        if snap is not None:
+            along = along + torch.tanh(follow[..., 0]) * snap / footprint
+        log_scale = c.scale_bound * torch.tanh(scale)
+        angle = c.angle_bound * torch.tanh(turn)
+        color = c.color_bound * torch.tanh(sh).unflatten(-1, (-1, 3))
         # A product of 3x3 matrices written as a sum: batched matrix products of this size are slow on CPUs.
-        step = (frame * local[..., None, :]).sum(dim=-1) + c.ray_bound * torch.tanh(slide) * rays
-        return replace(
+        step = (quat_to_matrix(scaffold.quats) * position[..., None, :]).sum(dim=-1) + along[..., None] * rays
+        fine = replace(
             scaffold,
             means=scaffold.means + footprint[..., None] * step,
-            quats=quat_multiply(scaffold.quats, _small_rotation(c.angle_bound * torch.tanh(turn))),
-            scales=scaffold.scales * torch.exp(c.scale_bound * torch.tanh(scale)),
+            quats=quat_multiply(scaffold.quats, _small_rotation(angle)),
+            scales=scaffold.scales * torch.exp(log_scale),
             opacities=_shift_logit(scaffold.opacities, opacity[..., 0]),
-            sh=scaffold.sh + c.color_bound / SH_C0 * torch.tanh(sh).unflatten(-1, (-1, 3)),
+            sh=scaffold.sh + color / SH_C0,
+            features=semantic if semantic.shape[-1] else scaffold.features,
         )
+        residuals = {
+            "position": position,
+            "slide": along,
+            "log_scale": log_scale,
+            "angle": angle,
+            "logit_opacity": opacity[..., 0],
+            "color": color[..., 0, :],
+        }
+        return fine, residuals
 
 
 def _shift_logit(opacities: Tensor, shift: Tensor) -> Tensor:

@@ -6,153 +6,214 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sr3d.cameras import Cameras
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
-from sr3d.lod import Lod
-from sr3d.models.decoder import Decoder, DecoderConfig
-from sr3d.models.encoder import Encoder, EncoderConfig, plucker_rays
-from sr3d.models.gather import GatherConfig, Sight, fuse, locate, sample
+from sr3d.models.budget import home_views, plan_split
+from sr3d.models.conditioning import Conditioner, ConditioningConfig
+from sr3d.models.decoder import CELL, Decoder, DecoderConfig, Maps
+from sr3d.models.encoder import Encoder, EncoderConfig, mean_axes, plucker_rays
+from sr3d.models.gather import GatherConfig, Sight, fuse, locate, normalised, sample
+from sr3d.models.geometry import Geometry, GeometryConfig
 from sr3d.models.head import HeadConfig, OffsetHead
+from sr3d.models.inputs import COARSE_CHANNELS, SHOWN_CHANNELS, Views, cells, exact, padded, prepare, with_lod
+from sr3d.models.points import PointsConfig, PointTransformer
+from sr3d.models.prediction import Prediction
+from sr3d.models.recurrence import RecurrenceConfig, low_resolution_error
 from sr3d.models.refinement import Refinement, RefinementConfig
-from sr3d.models.scaffold import ScaffoldConfig, child_slots, split_gaussians
-from sr3d.rendering import render, rgb_to_sh
+from sr3d.models.scaffold import Children, ScaffoldConfig, join, split_all, split_some
+from sr3d.models.semantics import Semantics, SemanticsConfig
+from sr3d.models.upsampler import Upsampler, UpsamplerConfig
+from sr3d.rendering import rgb_to_sh
 from sr3d.rendering.sh import SH_C0
 from sr3d.scene import Scene
 
-_SLOT_WIDTH = 8
-_COARSE_CHANNELS = 5  # rgb, log-depth, alpha
-_EVIDENCE = 3 + _COARSE_CHANNELS + 4  # upsampled rgb, the coarse scene, what the other views show (difference, seen)
-_GEOMETRY = 14  # per-child numbers beside features, see `_describe`
+_DESCRIPTION = 16  # numbers about each child, see `_describe`
+_SLOTS = 4
 
 
 @dataclass(kw_only=True)
 class SuperResolverConfig:
-    """The whole network; travels with every checkpoint.
+    """The whole network; travels with every checkpoint. Parts that are None are left out.
 
     Attributes:
         factor: Ratio of the resolutions, per side.
+        factors: Further ratios that the network is trained for.
         sh_degree: Degree of the colour residual, 0 to 3; lower-degree coarse colour is padded.
+        upsampler: Enlarges the views.
         scaffold: Split of the parents.
         gather: Occlusion test and choice of views.
         encoder: Vision transformer.
+        conditioning: On a text or image embedding.
         refinement: Cross-attention with the coarse scene.
-        decoder: Attention across views and feature maps.
-        head: Residuals.
+        decoder: Attention across views, and maps.
+        geometry: Depth from the agreement of views.
+        points: Attention among neighbouring Gaussians.
+        head: Residuals of each Gaussian; None: only the views' colours are improved.
+        semantics: Feature on every Gaussian; needs `head`.
+        recurrence: Rounds that see the error of the one before.
     """
 
     factor: int = 4
+    factors: list[int] = field(default_factory=list)
     sh_degree: int = 0
+    upsampler: UpsamplerConfig = field(default_factory=UpsamplerConfig)
     scaffold: ScaffoldConfig = field(default_factory=ScaffoldConfig)
     gather: GatherConfig = field(default_factory=GatherConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    refinement: RefinementConfig = field(default_factory=RefinementConfig)
+    conditioning: ConditioningConfig | None = None
+    refinement: RefinementConfig | None = field(default_factory=RefinementConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    head: HeadConfig = field(default_factory=HeadConfig)
+    geometry: GeometryConfig | None = None
+    points: PointsConfig | None = None
+    head: HeadConfig | None = field(default_factory=HeadConfig)
+    semantics: SemanticsConfig | None = None
+    recurrence: RecurrenceConfig | None = None
 
-
-@dataclass(kw_only=True)
-class _Views:
-    """What the network knows of V views at high resolution."""
-
-    images: Float[Tensor, "b v 3 h w"]
-    cameras: Cameras
-    surface: Float[Tensor, "b v h w"]
-    coarse: Float[Tensor, "b v 5 h w"]
-    unit: Float[Tensor, " b"]
+    def __post_init__(self) -> None:
+        for f in (self.factor, *self.factors):
+            if f < 2 or f & (f - 1):
+                raise Sr3dError("model.network", "factor", f, "2, 4, 8 or another power of 2")
+        for name, part in (("points", self.points), ("geometry", self.geometry), ("semantics", self.semantics)):
+            if self.head is None and part is not None:
+                raise Sr3dError("model.network", name, "without a head", "a head as well, or null")
 
 
 class SuperResolver(nn.Module):
     """ViT network that predicts residual offsets for a scaffold of densified Gaussians (SR3R Eq. 1-7).
 
-    An untrained network returns the scaffold exactly. Any number of views ≥ 1; any source of coarse Gaussians.
+    An untrained network returns the scaffold exactly. Any number of views ≥ 1, any image size, any source of coarse
+    Gaussians.
     """
 
     def __init__(self, config: SuperResolverConfig) -> None:
         super().__init__()
-        self.config = config
-        self.encoder = Encoder(config.encoder)
-        width = self.encoder.width
-        self.refinement = Refinement(config.refinement, width, self.encoder.patch, _COARSE_CHANNELS)
-        self.decoder = Decoder(config.decoder, width, _EVIDENCE, config.factor)
-        self.slots = nn.Embedding(config.scaffold.children, _SLOT_WIDTH)
-        inputs = 3 * config.decoder.fine + _GEOMETRY + _SLOT_WIDTH
-        self.head = OffsetHead(config.head, inputs, (config.sh_degree + 1) ** 2)
+        self.upsampler, self.encoder = Upsampler(config.upsampler), Encoder(config.encoder)
+        # Weights that these two load are stored with the network: it is rebuilt without them.
+        self.config = config = replace(config, upsampler=self.upsampler.config, encoder=self.encoder.config)
+        width, rounds = self.encoder.width, 1 + (config.recurrence.steps if config.recurrence else 0)
+        evidence = SHOWN_CHANNELS + 3 * (rounds > 1)
+        geometry, points, semantics = config.geometry, config.points, config.semantics
+        self.conditioner = None if config.conditioning is None else Conditioner(config.conditioning, width)
+        patch, refinement = self.encoder.patch, config.refinement
+        self.refinement = None if refinement is None else Refinement(refinement, width, patch, COARSE_CHANNELS)
+        self.geometry = None if geometry is None else Geometry(geometry, SHOWN_CHANNELS, CELL)
+        matches = 0 if self.geometry is None else self.geometry.channels
+        self.decoder = Decoder(config.decoder, width, evidence, matches)
+        inputs = 2 * config.decoder.fine + _DESCRIPTION + _SLOTS
+        self.points = None if points is None else PointTransformer(points, inputs)
+        sh, semantic = (config.sh_degree + 1) ** 2, 0 if semantics is None else semantics.width
+        head = config.head
+        self.head = None if head is None else OffsetHead(head, inputs, sh, geometry is not None, semantic)
+        self.semantics = None if semantics is None else Semantics(semantics)
+        for f in (config.factor, *config.factors):
+            self.upsampler.check(f)
 
-    def forward(self, coarse: Gaussians, images: Float[Tensor, "b v h w 3"], cameras: Cameras) -> Gaussians:
-        """Fine Gaussians of B scenes.
+    def forward(
+        self,
+        coarse: Gaussians,
+        images: Float[Tensor, "b v h w 3"],
+        cameras: Cameras,
+        factor: int | None = None,
+        embedding: Float[Tensor, "b e"] | None = None,
+    ) -> Gaussians:
+        """Fine Gaussians of B scenes: `predict` without what surrounds them. [B, N]"""
+        return self.predict(coarse, images, cameras, factor=factor, embedding=embedding).gaussians
+
+    def predict(
+        self,
+        coarse: Gaussians,
+        images: Float[Tensor, "b v h w 3"],
+        cameras: Cameras,
+        *,
+        factor: int | None = None,
+        embedding: Float[Tensor, "b e"] | None = None,
+    ) -> Prediction:
+        """Fine Gaussians of B scenes, and what the branches of the network saw.
 
         Args:
             coarse: M Gaussians for each scene, with level-of-detail fields. [B, M]
             images: Low-resolution views in [0, 1]. [B, V, h, w, 3]
             cameras: Their cameras at low resolution. [B, V]
-
-        Returns:
-            [B, M · children], with `lod` linking them to their parents.
+            factor: Ratio of the resolutions, one that the network is made for; its first one if None.
+            embedding: Text or image embedding, for a network with conditioning. [B, E]
 
         Raises:
-            Sr3dError: Shapes disagree, or the coarse scene has no level of detail or too high an SH degree.
+            Sr3dError: Shapes disagree, the coarse scene has no level of detail, too high an SH degree, or lies outside
+                all views, or the factor is another one.
         """
-        _check_inputs(coarse, images, cameras, self.config)
-        views = self._prepare(coarse.detach(), images, cameras)
-        scaffold, sight = self._scaffold(coarse, views)
-        rays = plucker_rays(views.cameras, views.unit)
-        tokens = self.refinement(self.encoder(views.images, rays), views.coarse)
+        views = prepare(coarse, images, cameras, self._checked(coarse, factor), self.upsampler)
+        with exact(images):
+            children, sight = self._scaffold(coarse, views)
+            rays = plucker_rays(views.cameras, views.unit)
+            shown = padded(views.shown(), CELL)
+        tokens = self._tokens(views, rays, embedding)
+        matches = None if self.geometry is None else self.geometry(shown, *cells(views, CELL))
         patch = self.encoder.patch
         grid = (-(-views.cameras.height // patch), -(-views.cameras.width // patch))
-        low, high = self.decoder(tokens, grid, torch.cat([views.images, views.coarse, _other_views(views)], dim=2))
+        rounds = 1 + (self.config.recurrence.steps if self.config.recurrence else 0)
+        error, maps, raw = torch.zeros_like(views.images), None, None
+        for i in range(rounds):
+            evidence = shown if rounds == 1 else torch.cat([shown, padded(error, CELL)], dim=2)
+            found = self.decoder(tokens, grid, evidence, matches)
+            maps = _sum(maps, found.cropped(views.cameras.height, views.cameras.width))
+            raw = self._residuals(maps, raw, children, sight, views)
+            with exact(images):
+                prediction = self._assemble(maps, raw, children, sight, views)
+                if i + 1 < rounds:
+                    error = low_resolution_error(prediction.gaussians, images, views.cameras, views.factor)
+        return prediction
 
-        fine = sample(high, sight.uv)
-        seen = sight.visible / sight.visible.sum(dim=1, keepdim=True).clamp_min(1)
-        slots = self.slots(child_slots(len(coarse), self.config.scaffold.children, low.device))
-        features = torch.cat(
-            [
-                fuse(fine, sight.weights),
-                fuse(fine, seen),
-                fuse(sample(low, sight.uv), sight.weights),
-                _describe(scaffold, sight, seen, views),
-                slots.T.expand(len(scaffold.means), -1, -1),
-            ],
-            dim=1,
-        ).mT
-        assert scaffold.lod is not None
-        away = scaffold.means[:, None] - views.cameras.positions[:, :, None]
-        towards = (away * (sight.weights / away.norm(dim=-1).clamp_min(1e-9))[..., None]).sum(dim=1)
-        return self.head(features, scaffold, scaffold.lod.coarser, nn.functional.normalize(towards, dim=-1))
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        self.decoder.checkpointing = enabled
+        for part in (self.upsampler, self.encoder, self.points):
+            if part is not None:
+                part.set_checkpointing(enabled)
 
-    def scaffold(self, coarse: Gaussians, images: Float[Tensor, "b v h w 3"], cameras: Cameras) -> Gaussians:
-        """What `forward` returns before any learning; arguments as there."""
-        _check_inputs(coarse, images, cameras, self.config)
-        return self._scaffold(coarse, self._prepare(coarse.detach(), images, cameras))[0]
+    def scaffold(
+        self, coarse: Gaussians, images: Float[Tensor, "b v h w 3"], cameras: Cameras, factor: int | None = None
+    ) -> Gaussians:
+        """What `forward` returns before any learning; arguments as for `predict`."""
+        views = prepare(coarse, images, cameras, self._checked(coarse, factor), self.upsampler)
+        return self._scaffold(coarse, views)[0].gaussians
 
     def upscale(self, coarse: Gaussians, views: Scene, factor: int = 4) -> Gaussians:
-        """Fine Gaussians of one scene, without gradients.
+        """Fine Gaussians of one scene, without gradients: `refine` without the parents. [N]"""
+        return self.refine(coarse, views, factor)[0]
+
+    def refine(
+        self, coarse: Gaussians, views: Scene, factor: int = 4, embedding: Float[Tensor, " e"] | None = None
+    ) -> tuple[Gaussians, Int[Tensor, " n"]]:
+        """Fine Gaussians of one scene, without gradients, and the parent of each.
 
         Args:
             coarse: M Gaussians, world frame. Without `lod`, they count as made for the resolution of `views`. [M]
             views: V posed low-resolution views.
-            factor: Ratio of the resolutions; must be the one the network was trained for.
+            factor: Ratio of the resolutions; must be one the network was trained for.
+            embedding: Text or image embedding, for a network with conditioning. [E]
 
         Returns:
-            [M · children], with `lod` linking them to their parents.
+            N Gaussians, with `lod` linking them to their parents, and the indices of these. [N]
 
         Raises:
-            Sr3dError: Another factor, unposed views, or coarse Gaussians with batch axes.
+            Sr3dError: Another factor, unposed views, coarse Gaussians with batch axes, or none in sight.
         """
-        if factor != self.config.factor:
-            raise Sr3dError("SuperResolver.upscale", "factor", factor, f"{self.config.factor}, as trained")
         if coarse.means.ndim != 2:
             raise Sr3dError("SuperResolver.upscale", "coarse", f"shape {tuple(coarse.means.shape)}", "[M, 3]")
         cameras = views.posed()
-        device = self.slots.weight.device
+        device = next(self.parameters()).device
         coarse, cameras = with_lod(coarse, cameras).to(device), cameras.to(device)
         batched = replace(cameras, world_to_cam=cameras.world_to_cam[None], K=cameras.K[None])
+        about = None if embedding is None else embedding[None].to(device)
         with torch.no_grad():
-            fine = self(_unsqueeze(coarse), views.images[None].to(device), batched)
-        return fine[0]
+            found = self.predict(
+                _unsqueeze(coarse), views.images[None].to(device), batched, factor=factor, embedding=about
+            )
+        return found.gaussians[0], found.parents[0]
 
     @staticmethod
     def from_pretrained(name_or_path: str | Path) -> SuperResolver:
@@ -162,65 +223,150 @@ class SuperResolver(nn.Module):
         return load_network(name_or_path)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write weights and config to one `.safetensors` file (see `sr3d.models.checkpoint.save_network`)."""
+        """Write weights and config (see `sr3d.models.checkpoint.save_network`)."""
         from sr3d.models.checkpoint import save_network
 
         save_network(self, path)
 
-    def _prepare(self, coarse: Gaussians, images: Tensor, cameras: Cameras) -> _Views:
-        """Upsample the views and draw the coarse scene into them."""
-        f = self.config.factor
-        large = cameras.resized(cameras.width * f, cameras.height * f)
-        channels_first = images.movedim(-1, 2)
-        upsampled = nn.functional.interpolate(
-            channels_first.flatten(0, 1), scale_factor=f, mode="bicubic", align_corners=False
-        ).clamp(0, 1)
-        with torch.no_grad():
-            drawn = render(coarse, large, lod=False)
-        unit = (drawn.depth.flatten(1).sum(1) / (drawn.depth > 0).flatten(1).sum(1).clamp_min(1)).clamp_min(1e-9)
-        relative = torch.where(
-            drawn.depth > 0, torch.log(drawn.depth.clamp_min(1e-9) / unit[:, None, None, None]), 0.0
-        ).clamp(-3, 3)
-        stack = torch.cat([drawn.rgb, relative[..., None], drawn.alpha[..., None]], dim=-1).movedim(-1, 2)
-        return _Views(
-            images=upsampled.unflatten(0, images.shape[:2]),
-            cameras=large,
-            surface=torch.where(drawn.alpha > 0.5, drawn.depth, 0.0),
-            coarse=stack,
-            unit=unit,
-        )
+    def _checked(self, coarse: Gaussians, factor: int | None) -> int:
+        """The factor, if the network is made for it and for the colours of the coarse scene."""
+        config = self.config
+        f = config.factor if factor is None else factor
+        if f not in (config.factor, *config.factors):
+            raise Sr3dError(
+                "SuperResolver", "factor", f, f"{config.factor}, as trained {config.factors or ''}".rstrip()
+            )
+        if coarse.sh_degree > config.sh_degree:
+            raise Sr3dError("SuperResolver", "coarse.sh", f"degree {coarse.sh_degree}", f"degree ≤ {config.sh_degree}")
+        return f
 
-    def _scaffold(self, coarse: Gaussians, views: _Views) -> tuple[Gaussians, Sight]:
+    def _tokens(
+        self, views: Views, rays: Float[Tensor, "b v 6 h w"], embedding: Float[Tensor, "b e"] | None
+    ) -> Float[Tensor, "b v t d"]:
+        """Of the encoder, told about the embedding and the coarse scene, after attention across views."""
+        tokens = self.encoder(views.images, rays)
+        if self.conditioner is not None:
+            tokens = self.conditioner(tokens, embedding)
+        if self.refinement is not None:
+            tokens = self.refinement(tokens, views.coarse)
+        out: Tensor = self.decoder.attend(tokens)
+        return out
+
+    def _scaffold(self, coarse: Gaussians, views: Views) -> tuple[Children, Sight]:
+        """Children with the colours of the views, and where they are seen."""
+        config = self.config.scaffold
         k = (self.config.sh_degree + 1) ** 2
         coarse = replace(coarse, sh=nn.functional.pad(coarse.sh, (0, 0, 0, k - coarse.sh.shape[-2])))
-        f = self.config.factor
-        small = views.cameras.resized(views.cameras.width // f, views.cameras.height // f)
-        children = split_gaussians(coarse, self.config.scaffold, f, small)
-        colors = 0.5 + SH_C0 * children.sh[..., 0, :]
-        blurred = nn.functional.avg_pool2d(views.images.flatten(0, 1), f).unflatten(0, views.images.shape[:2])
-        sight = locate(children.means, colors, views.cameras, views.surface, blurred, self.config.gather)
-        if self.config.scaffold.recolor:
+        small = views.small
+        home = home_views(coarse, small)
+        if config.budget is None:
+            children = split_all(coarse, home, config, views.factor, small)
+        else:
+            children = self._within_budget(coarse, home, views)
+        gaussians = children.gaussians
+        colors = 0.5 + SH_C0 * gaussians.sh[..., 0, :]
+        blurred = nn.functional.avg_pool2d(views.images.flatten(0, 1), views.factor).unflatten(0, views.low.shape[:2])
+        sight = locate(
+            gaussians.means, colors, views.cameras, views.surface, blurred, children.home, self.config.gather
+        )
+        if config.recolor:
             color = fuse(sample(views.images, sight.uv), sight.weights).mT
             seen = (sight.weights.sum(dim=1) > 0)[..., None]
-            dc = torch.where(seen, rgb_to_sh(color)[..., 0, :], children.sh[..., 0, :])
-            children = replace(children, sh=torch.cat([dc[..., None, :], children.sh[..., 1:, :]], dim=-2))
+            dc = torch.where(seen, rgb_to_sh(color)[..., 0, :], gaussians.sh[..., 0, :])
+            sh = torch.cat([dc[..., None, :], gaussians.sh[..., 1:, :]], dim=-2)
+            children = replace(children, gaussians=replace(gaussians, sh=sh))
         return children, sight
 
+    def _within_budget(self, coarse: Gaussians, home: Tensor, views: Views) -> Children:
+        config, factor, small = self.config.scaffold, views.factor, views.small
+        grid = config.grid or factor
+        assert config.budget is not None
+        surface = nn.functional.interpolate(views.surface.flatten(0, 1)[:, None], size=views.low.shape[-2:])[:, 0]
+        plan = plan_split(
+            coarse,
+            home,
+            small,
+            views.low,
+            surface.unflatten(0, views.low.shape[:2]),
+            int(config.budget * grid**2 * len(coarse)),
+            grid,
+            config.flat_grid,
+        )
+        groups = ((plan.fine, grid), (plan.flat, config.flat_grid))
+        return join([split_some(coarse, chosen, home, config, k, factor, small) for chosen, k in groups])
 
-def with_lod(gaussians: Gaussians, cameras: Cameras) -> Gaussians:
-    """Gaussians as they are where they have `lod`, else as roots made for the sharpest of `cameras` that sees them.
+    def _residuals(
+        self, maps: Maps, before: Tensor | None, children: Children, sight: Sight, views: Views
+    ) -> Float[Tensor, "b n r"] | None:
+        """Of the head for every child, added to those of the rounds before."""
+        if self.head is None:
+            return None
+        fine = sample(maps.features, sight.uv)
+        described = _describe(children.gaussians, sight, views)
+        features = torch.cat([fuse(fine, sight.weights), fuse(fine, sight.home), described], dim=1).mT
+        features = torch.cat([features, children.slots], dim=-1)
+        if self.points is not None:
+            with exact(features):
+                places = _places(children.gaussians.means.detach(), views)
+            features = self.points(features, places, children.parents >= 0)
+        raw: Tensor = self.head(features)
+        return raw if before is None else before + raw
 
-    Args:
-        gaussians: [N]
-        cameras: [C]
-    """
-    if gaussians.lod is not None:
-        return gaussians
-    _, depth = cameras.project(gaussians.means)
-    # A Gaussian behind every camera still needs a finite footprint.
-    footprint = cameras.footprint(torch.where(depth > 0, depth, torch.inf)).amin(dim=-2)
-    fallback = cameras.footprint(depth.abs().clamp_min(1e-6)).amin(dim=-2)
-    return replace(gaussians, lod=Lod.roots(torch.where(torch.isfinite(footprint), footprint, fallback)))
+    def _assemble(self, maps: Maps, raw: Tensor | None, children: Children, sight: Sight, views: Views) -> Prediction:
+        """Gaussians from the maps and the residuals of each child."""
+        scaffold = children.gaussians
+        texture = self.config.decoder.texture_bound * torch.tanh(maps.texture)
+        images = views.images + texture
+        trusted = normalised(sight.raw * torch.exp(sample(maps.trust, sight.uv)[:, :, 0].clamp(-8, 8)))
+        before = fuse(sample(views.images, sight.uv), sight.weights)
+        change = (fuse(sample(images, sight.uv), trusted) - before).mT / SH_C0
+        sh = torch.cat([scaffold.sh[..., :1, :] + change[..., None, :], scaffold.sh[..., 1:, :]], dim=-2)
+        fine = replace(scaffold, sh=sh)
+        depths, snap, residuals = None, None, {}
+        if maps.depth is not None and self.config.geometry is not None:
+            log_depth = self.config.geometry.reach * torch.tanh(maps.depth)
+            depths = views.surface * torch.exp(log_depth[:, :, 0])
+            snap = _to_surface(depths, sight)
+        if self.head is not None and raw is not None:
+            away = scaffold.means[:, None] - views.cameras.positions[:, :, None]
+            share = torch.where(sight.home.sum(dim=1, keepdim=True) > 0, sight.home, sight.weights)
+            towards = (away * (share / away.norm(dim=-1).clamp_min(1e-9))[..., None]).sum(dim=1)
+            length = None if snap is None else snap * (away.norm(dim=-1) * share).sum(dim=1)
+            fine, residuals = self.head.apply_to(fine, raw, nn.functional.normalize(towards, dim=-1), length)
+        return Prediction(
+            gaussians=fine,
+            scaffold=scaffold,
+            parents=children.parents,
+            images=images.movedim(2, -1).clamp(0, 1),
+            depths=depths,
+            residuals=residuals,
+        )
+
+
+def _to_surface(depths: Float[Tensor, "b v h w"], sight: Sight) -> Float[Tensor, "b n"]:
+    """How far the surface of a point's home view lies behind it, as a share of its depth; 0 where there is none."""
+    # The nearest pixel: between two surfaces there is nothing.
+    front = sample(depths[:, :, None], sight.uv, mode="nearest")[:, :, 0]
+    gap = torch.where(front > 0, front / sight.depth.clamp_min(1e-9) - 1, torch.zeros_like(front))
+    return (gap.clamp(-0.5, 0.5) * sight.home).sum(dim=1)
+
+
+def _places(points: Float[Tensor, "b n 3"], views: Views) -> Float[Tensor, "b n 3"]:
+    """Points in the mean camera's axes, from the mean camera's position, in mean depths."""
+    origin = views.cameras.positions.mean(dim=1, keepdim=True)
+    return torch.einsum("bij,bnj->bni", mean_axes(views.cameras), points - origin) / views.unit[:, None, None]
+
+
+def _sum(before: Maps | None, maps: Maps) -> Maps:
+    """Maps of all rounds so far; features are those of the last one."""
+    if before is None:
+        return maps
+    return Maps(
+        features=maps.features,
+        texture=before.texture + maps.texture,
+        trust=before.trust + maps.trust,
+        depth=None if before.depth is None or maps.depth is None else before.depth + maps.depth,
+    )
 
 
 def _unsqueeze(gaussians: Gaussians) -> Gaussians:
@@ -229,27 +375,7 @@ def _unsqueeze(gaussians: Gaussians) -> Gaussians:
     return replace(batched, lod=None if lod is None else lod.map(lambda t: t[None]))
 
 
-def _other_views(views: _Views) -> Float[Tensor, "b v 4 h w"]:
-    """Mean of what the other views show at each pixel's surface point, minus the pixel; and the share that sees it."""
-    _, v, _, h, w = views.images.shape
-    points = views.cameras.unproject(views.surface).flatten(1, 3)
-    pixels, depth = views.cameras.project(points)
-    uv = pixels / torch.tensor([w, h], dtype=points.dtype, device=points.device)
-    inside = (depth > 0) & (uv > 0).all(dim=-1) & (uv < 1).all(dim=-1)
-    uv = torch.where(inside[..., None], uv, torch.full_like(uv, 0.5))
-    front = sample(views.surface[:, :, None], uv, mode="nearest")[:, :, 0]
-    seen = inside & (front > 0) & ((depth / front.clamp_min(1e-9) - 1).abs() < 0.03)
-    seen = seen.unflatten(-1, (v, h * w)) & ~torch.eye(v, dtype=torch.bool, device=uv.device)[None, :, :, None]
-    seen = (seen & (views.surface.flatten(2) > 0)[:, None]).to(points.dtype)  # [b, from, to, h·w]
-    colors = sample(views.images, uv).unflatten(-1, (v, h * w)).movedim(3, 2)  # [b, from, to, 3, h·w]
-    count = seen.sum(dim=1)[:, :, None]
-    mean = (colors * seen[:, :, :, None]).sum(dim=1) / count.clamp_min(1)
-    # Where depth is wrong the views show different things: beyond a point, how different does not matter.
-    difference = 0.2 * torch.tanh((mean - views.images.flatten(3)) / 0.2) * (count > 0)
-    return torch.cat([difference, count / max(v - 1, 1)], dim=2).unflatten(-1, (h, w))
-
-
-def _describe(scaffold: Gaussians, sight: Sight, seen: Tensor, views: _Views) -> Float[Tensor, "b 14 n"]:
+def _describe(scaffold: Gaussians, sight: Sight, views: Views) -> Float[Tensor, "b 16 n"]:
     """What is known of each child besides image features; nothing here depends on the world's frame or unit."""
     assert scaffold.lod is not None
     colors = sample(views.images, sight.uv)
@@ -258,21 +384,10 @@ def _describe(scaffold: Gaussians, sight: Sight, seen: Tensor, views: _Views) ->
     size = torch.log((scaffold.scales.prod(dim=-1) / scaffold.lod.native**3).clamp(1e-9, 1e9)) / 3
     footprint = views.cameras.footprint(sight.depth.clamp_min(1e-9)) / scaffold.lod.native[:, None]
     zoom = (torch.log(footprint.clamp(1e-3, 1e3)) * sight.weights).sum(dim=1)
-    numbers = [sight.visible.mean(dim=1), (sight.behind * seen).sum(dim=1), opacity / 4, size, zoom]
+    at_home = (sight.visible * sight.home).sum(dim=1)
+    behind = (sight.behind * sight.home).sum(dim=1)
+    numbers = [sight.visible.mean(dim=1), (sight.behind * sight.seen).sum(dim=1), opacity / 4, size, zoom, at_home]
+    numbers.append(behind)
     return torch.cat(
-        [fuse(colors, sight.weights) - own, fuse(colors, seen) - own, own, torch.stack(numbers, dim=1)], dim=1
+        [fuse(colors, sight.home) - own, fuse(colors, sight.seen) - own, own, torch.stack(numbers, dim=1)], dim=1
     )
-
-
-def _check_inputs(coarse: Gaussians, images: Tensor, cameras: Cameras, config: SuperResolverConfig) -> None:
-    where = "SuperResolver"
-    if coarse.lod is None:
-        raise Sr3dError(where, "coarse.lod", "none", "Gaussians with native footprints (sr3d.lod.Lod.roots)")
-    if coarse.sh_degree > config.sh_degree:
-        raise Sr3dError(where, "coarse.sh", f"degree {coarse.sh_degree}", f"degree ≤ {config.sh_degree}")
-    if tuple(images.shape[2:4]) != (cameras.height, cameras.width):
-        found = f"images {tuple(images.shape[2:4])}, cameras {(cameras.height, cameras.width)}"
-        raise Sr3dError(where, "images", found, "one height and width")
-    if images.shape[:2] != cameras.K.shape[:2] or len(coarse.means) != len(images):
-        found = f"images {tuple(images.shape[:2])}, cameras {tuple(cameras.K.shape[:2])}, scenes {len(coarse.means)}"
-        raise Sr3dError(where, "views", found, "equal batch and view counts")

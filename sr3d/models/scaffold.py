@@ -1,13 +1,13 @@
-"""Scaffold: every coarse Gaussian becomes a fixed number of smaller ones that together look like it."""
+"""Scaffold: coarse Gaussians become several smaller ones that together look like them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sr3d.cameras import Cameras
@@ -26,80 +26,166 @@ class ScaffoldConfig:
         beta: Shuffle: distance of a child from its parent along the axis, in parent scales.
         axis_shrink: Shuffle: the child's scale along its own axis is the parent's divided by this.
         grid: In-plane: children per side; `grid`² children for each parent. They fill the pixel that made the parent,
-            whatever the parent's own scales are.
+            whatever the parent's own scales are. None: as many as the factor.
         shrink: In-plane: child scale in units of the parent's / `grid`. At 1 the children are the parents' lattice made
             `grid` times finer, so opacity needs no compensation; a little less is sharper, because the renderer's
             low-pass widens what is a pixel or smaller.
         max_stretch: In-plane: largest stretch of the grid down a slope seen at a grazing angle.
         recolor: Take the children's colour from the upsampled views that they are visible in, instead of the parent's.
+        budget: In-plane: most children per scene, as a share of `grid`² children for every parent. Parents that another
+            view's parents stand for get none; where there is little detail, parents get `flat_grid`² (see
+            `sr3d.models.budget.plan_split`). None: all parents get `grid`².
+        flat_grid: In-plane: children per side of parents without detail, under a budget.
     """
 
     split: Literal["shuffle", "inplane"] = "inplane"
     beta: float = 0.5
     axis_shrink: float = 4.0
-    grid: int = 4
+    grid: int | None = None
     shrink: float = 0.7
     max_stretch: float = 3.0
     recolor: bool = True
+    budget: float | None = None
+    flat_grid: int = 2
 
-    @property
-    def children(self) -> int:
-        """Children per parent."""
-        return 6 if self.split == "shuffle" else self.grid**2
+    def __post_init__(self) -> None:
+        grid = self.grid or 4
+        checks: tuple[tuple[str, bool, str], ...] = (
+            ("grid", self.grid is None or self.grid >= 1, "1 or more, or null"),
+            ("axis_shrink", self.axis_shrink > 0, "more than 0"),
+            ("flat_grid", self.flat_grid >= 1, "1 or more"),
+            ("budget", self.budget is None or self.split == "inplane", "null with split 'shuffle'"),
+            ("budget", self.budget is None or self.flat_grid**2 <= self.budget * grid**2 <= grid**2,
+             f"{self.flat_grid**2 / grid**2:g} (flat_grid² / grid²) to 1, or null"),
+        )  # fmt: skip
+        for name, fine, expected in checks:
+            if not fine:
+                raise Sr3dError("model.network.scaffold", name, getattr(self, name), expected)
+
+    def children(self, factor: int) -> int:
+        """Most children of a parent."""
+        return 6 if self.split == "shuffle" else (self.grid or factor) ** 2
 
 
-def split_gaussians(parents: Gaussians, config: ScaffoldConfig, factor: int, cameras: Cameras) -> Gaussians:
-    """Split every Gaussian; child i of parent j is at index j · children + i.
+@dataclass(kw_only=True)
+class Children:
+    """Children of a scaffold before colours are looked up.
+
+    Attributes:
+        gaussians: Padding has opacity 0. [B, N]
+        parents: Index of the parent of each, −1 for padding. [B, N]
+        home: The view whose pixels the parent follows. [B, N]
+        slots: Where a child sits in its parent: position in units of the parent (in-plane: of its pixel), and share of
+            the parent's side that it stands for. [B, N, 4]
+    """
+
+    gaussians: Gaussians
+    parents: Int[Tensor, "b n"]
+    home: Int[Tensor, "b n"]
+    slots: Float[Tensor, "b n 4"]
+
+
+def split_all(
+    parents: Gaussians, home: Int[Tensor, "b m"], config: ScaffoldConfig, factor: int, cameras: Cameras
+) -> Children:
+    """Split every Gaussian; child i of parent j is at index j · children + i. Arguments as for `split_some`."""
+    every = torch.arange(len(parents), device=home.device).expand(home.shape)
+    return split_some(parents, every, home, config, config.grid or factor, factor, cameras)
+
+
+def split_some(
+    parents: Gaussians,
+    chosen: Int[Tensor, "b a"],
+    home: Int[Tensor, "b m"],
+    config: ScaffoldConfig,
+    grid: int,
+    factor: int,
+    cameras: Cameras,
+) -> Children:
+    """Split chosen Gaussians; child i of the j-th chosen one is at index j · children + i.
 
     Rotation, colour and features are the parent's; opacity is such that the children composite to about the parent's.
-    `lod` of a child: native = parent's / factor, coarser = parent's native, no finer, level + 1.
+    `lod` of a child: native = parent's / factor (of a smaller grid / `grid`), coarser = parent's native, no finer,
+    level + 1.
 
     Args:
         parents: M Gaussians with level-of-detail fields. [B, M]
+        chosen: Indices of parents, −1 for padding, whose children have opacity 0.
+        home: View of each parent; an in-plane grid follows its pixels.
         config: Kind of split.
+        grid: In-plane: children per side.
         factor: Ratio of the resolutions of the two levels, ≥ 1.
-        cameras: Views at the parents' resolution; an in-plane grid follows the pixels of the view whose footprint fits
-            best. [B, V]
-
-    Returns:
-        [B, M · children]
+        cameras: Views at the parents' resolution. [B, V]
 
     Raises:
-        Sr3dError: The parents carry no level of detail, or a setting is out of range.
+        Sr3dError: The parents carry no level of detail.
     """
     if parents.lod is None:
         raise Sr3dError("sr3d scaffold", "lod", "Gaussians without native footprints", "Gaussians with lod")
-    if config.grid < 1 or config.axis_shrink <= 0:
-        raise Sr3dError("sr3d scaffold", "grid, axis_shrink", (config.grid, config.axis_shrink), "grid ≥ 1, shrink > 0")
+    padding = chosen < 0
+    index = chosen.clamp_min(0)
+    parents, home = _pick(parents, index), home.gather(1, index)
+    assert parents.lod is not None
+    parents = replace(parents, opacities=torch.where(padding, torch.zeros_like(parents.opacities), parents.opacities))
     if config.split == "shuffle":
-        offsets, scales, opacities = _shuffle(parents, config)
+        offsets, scales, opacities, slots = _shuffle(parents, config)
     else:
-        offsets, scales, opacities = _inplane(parents, config, parents.lod.native, cameras)
-    n = config.children
+        offsets, scales, opacities, slots = _inplane(parents, config, grid, home, cameras)
+    n = len(slots)
 
-    def repeat(t: Tensor, dims: int) -> Tensor:
-        return t.repeat_interleave(n, dim=t.ndim - dims - 1)
+    def repeat(t: Tensor) -> Tensor:
+        return t.repeat_interleave(n, dim=1)
 
-    lod = parents.lod.map(lambda t: repeat(t, 0))
-    return Gaussians(
+    lod = parents.lod.map(repeat)
+    gaussians = Gaussians(
         means=(parents.means[..., None, :] + offsets).flatten(-3, -2),
-        quats=repeat(parents.quats, 1),
+        quats=repeat(parents.quats),
         scales=scales.flatten(-3, -2),
         opacities=opacities.flatten(-2, -1),
-        sh=repeat(parents.sh, 2),
-        features=None if parents.features is None else repeat(parents.features, 1),
+        sh=repeat(parents.sh),
+        features=None if parents.features is None else repeat(parents.features),
         lod=Lod(
-            native=lod.native / factor,
+            native=lod.native / (factor if config.split == "shuffle" else min(grid, factor)),
             coarser=lod.native,
             finer=torch.zeros_like(lod.native),
             level=lod.level + 1,
         ),
     )
+    return Children(
+        gaussians=gaussians,
+        parents=repeat(chosen),
+        home=repeat(home),
+        slots=slots.repeat(chosen.shape[1], 1).expand(len(chosen), -1, -1),
+    )
 
 
-def child_slots(parents: int, children: int, device: torch.device) -> Int[Tensor, " n"]:
-    """Which of its siblings each child is: 0 to children − 1, in the order of `split_gaussians`. [M · children]"""
-    return torch.arange(children, device=device).repeat(parents)
+def join(parts: list[Children]) -> Children:
+    """Several groups of children of the same parents as one."""
+    return Children(
+        gaussians=Gaussians.cat([p.gaussians for p in parts]),
+        parents=torch.cat([p.parents for p in parts], dim=1),
+        home=torch.cat([p.home for p in parts], dim=1),
+        slots=torch.cat([p.slots for p in parts], dim=1),
+    )
+
+
+def _pick(gaussians: Gaussians, index: Int[Tensor, "b a"]) -> Gaussians:
+    """Other Gaussians of each scene. [B, A]"""
+
+    def take(t: Tensor) -> Tensor:
+        where = index.reshape(*index.shape, *[1] * (t.ndim - 2)).expand(*index.shape, *t.shape[2:])
+        return t.gather(1, where)
+
+    assert gaussians.lod is not None
+    return Gaussians(
+        means=take(gaussians.means),
+        quats=take(gaussians.quats),
+        scales=take(gaussians.scales),
+        opacities=take(gaussians.opacities),
+        sh=take(gaussians.sh),
+        features=None if gaussians.features is None else take(gaussians.features),
+        lod=gaussians.lod.map(take),
+    )
 
 
 @lru_cache(maxsize=8)
@@ -128,8 +214,8 @@ def _compensated(opacities: Tensor, config: ScaffoldConfig) -> Tensor:
     return child[right - 1] + t.clamp(0, 1) * (child[right] - child[right - 1])
 
 
-def _shuffle(parents: Gaussians, config: ScaffoldConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """World offsets [B, M, 6, 3], scales [B, M, 6, 3], opacities [B, M, 6]."""
+def _shuffle(parents: Gaussians, config: ScaffoldConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """World offsets [B, M, 6, 3], scales [B, M, 6, 3], opacities [B, M, 6], slots [6, 4] (SR3R Eq. 2-3)."""
     axes = torch.eye(3, dtype=parents.means.dtype, device=parents.means.device)
     unit = torch.stack([axes, -axes], dim=1).reshape(6, 3)
     local = config.beta * unit * parents.scales[..., None, :]
@@ -137,34 +223,36 @@ def _shuffle(parents: Gaussians, config: ScaffoldConfig) -> tuple[Tensor, Tensor
     shrink = torch.where(unit != 0, 1 / config.axis_shrink, 1.0)
     scales = parents.scales[..., None, :] * shrink
     opacities = _compensated(parents.opacities, config)[..., None].expand(*parents.opacities.shape, 6)
-    return offsets, scales, opacities
+    return offsets, scales, opacities, torch.cat([config.beta * unit, torch.ones_like(unit[:, :1])], dim=1)
 
 
 def _inplane(
-    parents: Gaussians, config: ScaffoldConfig, native: Tensor, cameras: Cameras
-) -> tuple[Tensor, Tensor, Tensor]:
-    """World offsets [B, M, k², 3], scales [B, M, k², 3], opacities [B, M, k²]."""
-    k = config.grid
-    steps = ((torch.arange(k, device=native.device) + 0.5) / k - 0.5).to(native)
-    v, u = torch.meshgrid(steps, steps, indexing="ij")
-    along_u, along_v = _pixel_tangents(parents, native, cameras, config.max_stretch)
-    offsets = u.reshape(-1, 1) * along_u[..., None, :] + v.reshape(-1, 1) * along_v[..., None, :]
-    scales = (parents.scales * config.shrink / k)[..., None, :].expand(*native.shape, k * k, 3)
-    return offsets, scales, parents.opacities[..., None].expand(*native.shape, k * k)
+    parents: Gaussians, config: ScaffoldConfig, grid: int, home: Int[Tensor, "b m"], cameras: Cameras
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """World offsets [B, M, k², 3], scales [B, M, k², 3], opacities [B, M, k²], slots [k², 4]."""
+    k, opacities = grid, parents.opacities
+    steps = ((torch.arange(k, device=opacities.device) + 0.5) / k - 0.5).to(opacities)
+    v, u = (t.reshape(-1, 1) for t in torch.meshgrid(steps, steps, indexing="ij"))
+    along_u, along_v = _pixel_tangents(parents, home, cameras, config.max_stretch)
+    offsets = u * along_u[..., None, :] + v * along_v[..., None, :]
+    scales = (parents.scales * config.shrink / k)[..., None, :].expand(*opacities.shape, k * k, 3)
+    slots = torch.cat([u, v, torch.zeros_like(u), torch.full_like(u, 1 / k)], dim=1)
+    return offsets, scales, opacities[..., None].expand(*opacities.shape, k * k), slots
 
 
-def _pixel_tangents(parents: Gaussians, native: Tensor, cameras: Cameras, max_stretch: float) -> tuple[Tensor, Tensor]:
-    """World vectors in each parent's tangent plane that span one pixel of the view that made it. [B, M, 3] each."""
-    _, depth = cameras.project(parents.means)
-    misfit = torch.log(cameras.footprint(depth.clamp_min(1e-9)) / native[:, None]).abs()
-    best = misfit.argmin(dim=1)  # [B, M]; the view that made a pixel-aligned Gaussian fits exactly
+def _pixel_tangents(
+    parents: Gaussians, home: Int[Tensor, "b m"], cameras: Cameras, max_stretch: float
+) -> tuple[Tensor, Tensor]:
+    """World vectors in each parent's tangent plane that span one pixel of its home view. [B, M, 3] each."""
+    assert parents.lod is not None
+    native = parents.lod.native
 
-    def of_best(values: Tensor) -> Tensor:
-        index = best.reshape(*best.shape, *[1] * (values.ndim - 2)).expand(*best.shape, *values.shape[2:])
+    def of_home(values: Tensor) -> Tensor:
+        index = home.reshape(*home.shape, *[1] * (values.ndim - 2)).expand(*home.shape, *values.shape[2:])
         return values.gather(1, index)
 
-    axes = of_best(cameras.world_to_cam[..., :3, :3])
-    ray = parents.means - of_best(cameras.positions)
+    axes = of_home(cameras.world_to_cam[..., :3, :3])
+    ray = parents.means - of_home(cameras.positions)
     ray = ray / (ray * axes[..., 2, :]).sum(-1, keepdim=True).abs().clamp_min(1e-9)
     thin = parents.scales.argmin(dim=-1)
     frame = quat_to_matrix(parents.quats)
@@ -172,7 +260,7 @@ def _pixel_tangents(parents: Gaussians, native: Tensor, cameras: Cameras, max_st
     facing = (normal * ray).sum(-1, keepdim=True)
     least = ray.norm(dim=-1, keepdim=True) / max_stretch
     facing = torch.where(facing < 0, facing.clamp(max=-least), facing.clamp(min=least))
-    aspect = (of_best(cameras.K[..., 1, 1]) / of_best(cameras.K[..., 0, 0])).sqrt()[..., None]
+    aspect = (of_home(cameras.K[..., 1, 1]) / of_home(cameras.K[..., 0, 0])).sqrt()[..., None]
     tangents = []
     for axis, size in ((0, aspect), (1, 1 / aspect)):
         direction = axes[..., axis, :]
