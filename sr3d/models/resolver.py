@@ -145,7 +145,7 @@ class SuperResolver(nn.Module):
             Sr3dError: Shapes disagree, the coarse scene has no level of detail, too high an SH degree, or lies outside
                 all views, or the factor is another one.
         """
-        views = prepare(coarse, images, cameras, self._checked(coarse, factor), self.upsampler)
+        views = self._prepare(coarse, images, cameras, self._checked(coarse, factor))
         with exact(images):
             children, sight = self._scaffold(coarse, views)
             rays = plucker_rays(views.cameras, views.unit)
@@ -164,7 +164,7 @@ class SuperResolver(nn.Module):
             with exact(images):
                 prediction = self._assemble(maps, raw, children, sight, views)
                 if i + 1 < rounds:
-                    error = low_resolution_error(prediction.gaussians, images, views.cameras, views.factor)
+                    error = self._error(prediction.gaussians, images, views)
         return prediction
 
     def set_checkpointing(self, enabled: bool) -> None:
@@ -178,7 +178,7 @@ class SuperResolver(nn.Module):
         self, coarse: Gaussians, images: Float[Tensor, "b v h w 3"], cameras: Cameras, factor: int | None = None
     ) -> Gaussians:
         """What `forward` returns before any learning; arguments as for `predict`."""
-        views = prepare(coarse, images, cameras, self._checked(coarse, factor), self.upsampler)
+        views = self._prepare(coarse, images, cameras, self._checked(coarse, factor))
         return self._scaffold(coarse, views)[0].gaussians
 
     def upscale(self, coarse: Gaussians, views: Scene, factor: int = 4) -> Gaussians:
@@ -240,6 +240,13 @@ class SuperResolver(nn.Module):
             raise Sr3dError("SuperResolver", "coarse.sh", f"degree {coarse.sh_degree}", f"degree ≤ {config.sh_degree}")
         return f
 
+    # The two places where something is drawn: `sr3d.models.estimate` has its own, which draw nothing.
+    def _prepare(self, coarse: Gaussians, images: Tensor, cameras: Cameras, factor: int) -> Views:
+        return prepare(coarse, images, cameras, factor, self.upsampler)
+
+    def _error(self, fine: Gaussians, images: Tensor, views: Views) -> Float[Tensor, "b v 3 h w"]:
+        return low_resolution_error(fine, images, views.cameras, views.factor)
+
     def _tokens(
         self, views: Views, rays: Float[Tensor, "b v 6 h w"], embedding: Float[Tensor, "b e"] | None
     ) -> Float[Tensor, "b v t d"]:
@@ -292,8 +299,8 @@ class SuperResolver(nn.Module):
             grid,
             config.flat_grid,
         )
-        groups = ((plan.fine, grid), (plan.flat, config.flat_grid))
-        return join([split_some(coarse, chosen, home, config, k, factor, small) for chosen, k in groups])
+        groups = ((plan.fine, grid, config.shrink), (plan.flat, config.flat_grid, config.flat_shrink))
+        return join([split_some(coarse, chosen, home, config, *how, factor, small) for chosen, *how in groups])
 
     def _residuals(
         self, maps: Maps, before: Tensor | None, children: Children, sight: Sight, views: Views
