@@ -40,15 +40,14 @@ class Conditioner(nn.Module):
             raise Sr3dError("config", "model.network.conditioning.drop", config.drop, "0 to 1")
         self.config = config
         self.none = nn.Parameter(torch.randn(config.embedding))
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(config.embedding), nn.Linear(config.embedding, width), nn.GELU(), nn.Linear(width, 2 * width)
-        )
+        last = nn.Linear(width, 2 * width)
         # Close to no change at first; not zero, so that all layers learn from the first step on.
-        nn.init.trunc_normal_(self.mlp[-1].weight, std=1e-2)
-        nn.init.zeros_(self.mlp[-1].bias)
+        nn.init.trunc_normal_(last.weight, std=1e-2)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.LayerNorm(config.embedding), nn.Linear(config.embedding, width), nn.GELU(), last)
 
     def forward(
-        self, tokens: Float[Tensor, "b v t d"], embedding: Float[Tensor, "b e"] | None = None
+        self, tokens: Float[Tensor, "b v t d"], embedding: Float[Tensor, "n e"] | None = None
     ) -> Float[Tensor, "b v t d"]:
         """Conditioned tokens.
 
@@ -56,7 +55,7 @@ class Conditioner(nn.Module):
 
         Args:
             tokens: T tokens of V views.
-            embedding: One for each scene; None: no scene has one.
+            embedding: One for each scene, n = b; None: no scene has one.
 
         Raises:
             Sr3dError: Another length, or another number of scenes.

@@ -14,6 +14,7 @@ from sr3d.models.serialize import Curve, order
 
 _KEY = "model.network.points"
 _START = 1e-2  # weight of what the transformer adds, before training
+_MOST = 1 << 15  # windows in one call of attention: its GPU kernels take less than 2^16
 
 
 def _curves() -> list[Curve]:
@@ -62,6 +63,8 @@ class PointTransformer(nn.Module):
             raise Sr3dError("config", f"{_KEY}.heads", config.heads, f"a divisor of width {config.width}")
         if config.window < 1:
             raise Sr3dError("config", f"{_KEY}.window", config.window, "≥ 1")
+        if not config.cell > 0:
+            raise Sr3dError("config", f"{_KEY}.cell", config.cell, "> 0")
         if not config.orders:
             raise Sr3dError("config", f"{_KEY}.orders", "none", "at least one curve")
         self.config = config
@@ -86,10 +89,11 @@ class PointTransformer(nn.Module):
             points: Positions in the mean camera's axes, in mean depths. Get no gradient through the order.
             mask: Points that count; None: all. The others are seen by nobody and keep their features.
         """
-        x = self.embed(features)
+        x = self.embed(features if mask is None else torch.where(mask[..., None], features, 0.0))
+        curves = self.config.orders
+        orders = {kind: order(points, self.config.cell, kind, mask) for kind in curves[: len(self.blocks)]}
         for i, block in enumerate(self.blocks):
-            kind = self.config.orders[i % len(self.config.orders)]
-            permutation, inverse = order(points, self.config.cell, kind, mask)
+            permutation, inverse = orders[curves[i % len(curves)]]
             arguments = (_take(x, permutation), _take(points, permutation))
             sorted_mask = None if mask is None else mask.gather(1, permutation)
             if self.checkpointing and torch.is_grad_enabled():
@@ -119,12 +123,12 @@ class _Block(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Points in the order of a curve, those that do not count at the end."""
         # Whole windows and what is left are separate calls: no padding, and without a mask none for the attention.
-        whole = x.shape[1] - x.shape[1] % self.window
-        parts = []
-        for part in (slice(0, whole), slice(whole, None)):
-            if x[:, part].shape[1]:
-                parts.append(self._attend(x[:, part], points[:, part], None if mask is None else mask[:, part]))
-        x = x + torch.cat(parts, dim=1)
+        n = x.shape[1]
+        whole = n - n % self.window
+        step = self.window * max(1, _MOST // len(x))
+        parts = [slice(i, min(i + step, whole)) for i in range(0, whole, step)] + [slice(whole, n)] * (n > whole)
+        added = [self._attend(x[:, p], points[:, p], None if mask is None else mask[:, p]) for p in parts]
+        x = x + torch.cat(added, dim=1)
         return x + self.mlp(self.norms[1](x))
 
     def _attend(self, x: Tensor, points: Tensor, mask: Tensor | None) -> Tensor:

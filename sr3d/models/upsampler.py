@@ -8,10 +8,12 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sr3d.errors import Sr3dError
 
 _KEY = "model.network.upsampler"
+_HEADS = ("pixelshuffle", "pixelshuffle_aux", "pixelshuffledirect", "nearest+conv")
 
 
 @dataclass(kw_only=True)
@@ -46,7 +48,8 @@ class Upsampler(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.swin2sr: nn.Module | None = None
+        self.checkpointing = False
+        self.swin2sr: Any = None
         if config.method == "swin2sr":
             self.swin2sr, options = _swin2sr(config)
             self.config = replace(config, name="", options=options)
@@ -70,6 +73,10 @@ class Upsampler(nn.Module):
         if factor < 1 or factor % own:
             raise Sr3dError("config", f"{_KEY}.method", f"Swin2SR of {own}× for factor {factor}", "a divisor of it")
 
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Compute the activations of Swin2SR again in the backward pass instead of keeping them."""
+        self.checkpointing = enabled
+
     def forward(self, images: Float[Tensor, "n 3 h w"], factor: int) -> Float[Tensor, "n 3 H W"]:
         """Images in [0, 1] of H = factor · h, W = factor · w.
 
@@ -83,7 +90,10 @@ class Upsampler(nn.Module):
             own = self.config.options["upscale"]
             while factor > 1 and factor % own == 0:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trainable):
-                    images = self._enlarge(images).clamp(0, 1)
+                    if self.checkpointing and torch.is_grad_enabled():
+                        images = checkpoint(self._enlarge, images, use_reentrant=False)
+                    else:
+                        images = self._enlarge(images)
                 factor //= own
         if factor == 1:
             return images.clamp(0, 1)
@@ -91,15 +101,15 @@ class Upsampler(nn.Module):
         return nn.functional.interpolate(images, scale_factor=factor, mode=mode, align_corners=False).clamp(0, 1)
 
     def _enlarge(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 H W"]:
-        """One pass of Swin2SR, which needs whole windows."""
-        assert self.swin2sr is not None
+        """One pass of Swin2SR, which needs whole windows; in full precision: bfloat16 has fewer levels than a PNG."""
         h, w = images.shape[-2:]
         window, own = (self.config.options[key] for key in ("window_size", "upscale"))
         padded = nn.functional.pad(images, (0, -w % window, 0, -h % window), mode="replicate")
-        return self.swin2sr(padded).reconstruction[..., : h * own, : w * own]
+        with torch.autocast(images.device.type, enabled=False):
+            return self.swin2sr(padded).reconstruction[..., : h * own, : w * own].clamp(0, 1)
 
 
-def _swin2sr(config: UpsamplerConfig) -> tuple[nn.Module, dict[str, Any]]:
+def _swin2sr(config: UpsamplerConfig) -> tuple[Any, dict[str, Any]]:
     """Network and the options that describe it."""
     # Only this method needs transformers, whose import takes seconds.
     from huggingface_hub.errors import StrictDataclassError
@@ -119,7 +129,9 @@ def _swin2sr(config: UpsamplerConfig) -> tuple[nn.Module, dict[str, Any]]:
         found = f"{config.name or config.options} ({str(error).splitlines()[0]})"
         raise Sr3dError("config", key, found, "a Swin2SR network") from None
     options = {option: getattr(model.config, option) for option in known}
-    if options["num_channels"] != 3 or options["upscale"] < 2 or options["patch_size"] != 1:
-        found = ", ".join(f"{option} {options[option]}" for option in ("num_channels", "upscale", "patch_size"))
-        raise Sr3dError("config", key, found, "num_channels 3, upscale ≥ 2, patch_size 1")
+    fixed = {"num_channels": 3, "num_channels_out": 3, "patch_size": 1}
+    wrong = [f"{option} {options[option]}" for option, value in fixed.items() if options[option] != value]
+    if wrong or options["upscale"] < 2 or options["upsampler"] not in _HEADS:
+        found = ", ".join([*wrong, f"upscale {options['upscale']}", f"upsampler {options['upsampler']!r}"])
+        raise Sr3dError("config", key, found, f"{fixed}, upscale ≥ 2, upsampler of {_HEADS}")
     return model, options
