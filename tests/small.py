@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 
 from sr3d.datasets.world import World
 from sr3d.models import SuperResolver, SuperResolverConfig
-from sr3d.models.checkpoint import CONFIG_KEY, PREFIX
+from sr3d.models.checkpoint import PREFIX, network_entries
 from sr3d.models.decoder import DecoderConfig
 from sr3d.models.encoder import EncoderConfig
 from sr3d.models.scaffold import ScaffoldConfig
@@ -51,7 +50,7 @@ def small_checkpoint(path: Path) -> Path:
     )
     state = {PREFIX + k: v for k, v in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({CONFIG_KEY: asdict(network.config), "state_dict": state}, path)
+    torch.save({**network_entries(network), "state_dict": state}, path)
     return path
 
 
