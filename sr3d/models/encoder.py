@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -18,6 +19,7 @@ from sr3d.errors import Sr3dError
 
 RAY_CHANNELS = 6
 _KEY = "model.network.encoder"
+_PLAIN = "vit_*, deit*_patch*, eva*_patch*"
 
 
 @dataclass(kw_only=True)
@@ -87,6 +89,10 @@ class Encoder(nn.Module):
 
 def _create(config: EncoderConfig) -> VisionTransformer | Eva:
     """The transformer, for any size of image; for RGB alone where it brings trained weights."""
+    if config.options.get("patch_drop_rate"):
+        raise Sr3dError(
+            "config", f"{_KEY}.options.patch_drop_rate", config.options["patch_drop_rate"], "0: all patches"
+        )
     try:
         vit = timm.create_model(
             config.name,
@@ -101,17 +107,22 @@ def _create(config: EncoderConfig) -> VisionTransformer | Eva:
     except (RuntimeError, TypeError, AssertionError, ValueError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if not timm.is_model(config.name):
-            raise Sr3dError("config", f"{_KEY}.name", f"{config.name!r} ({reason})", "a model of timm") from None
+            close = ", ".join(get_close_matches(config.name, timm.list_models(), n=4))
+            raise Sr3dError(
+                "config", f"{_KEY}.name", f"{config.name!r} ({reason})", f"a model of timm, as {close or _PLAIN}"
+            ) from None
         if config.pretrained:
             found = f"no weights for {config.name} with options {config.options} ({reason})"
             raise Sr3dError("config", f"{_KEY}.pretrained", found, "weights that fit and can be loaded") from None
         if "dynamic_img" in reason:
-            raise Sr3dError("config", f"{_KEY}.name", config.name, "a vision transformer of timm") from None
+            raise Sr3dError(
+                "config", f"{_KEY}.name", config.name, f"a plain vision transformer of timm: {_PLAIN}"
+            ) from None
         raise Sr3dError(
             "config", f"{_KEY}.options", f"{config.options} ({reason})", f"options of {config.name}"
         ) from None
     if not isinstance(vit, (VisionTransformer, Eva)) or not isinstance(vit.patch_embed, PatchEmbed):
-        raise Sr3dError("config", f"{_KEY}.name", config.name, "a vision transformer of timm")
+        raise Sr3dError("config", f"{_KEY}.name", config.name, f"a plain vision transformer of timm: {_PLAIN}")
     return vit
 
 

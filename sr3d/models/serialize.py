@@ -74,7 +74,7 @@ def order(
     if mask is not None:
         codes = torch.where(mask, codes, torch.iinfo(torch.int64).max)
     # Points of one cell follow each other by their place in it, not by their place in the input.
-    within = (offset - cells) @ offset.new_tensor([1.0, 0.7320508, 0.4142136])
+    within = ((offset - cells) * offset.new_tensor([1.0, 0.7320508, 0.4142136])).sum(dim=-1)
     first = within.argsort(dim=1, stable=True)
     permutation = first.gather(1, codes.gather(1, first).argsort(dim=1, stable=True))
     places = torch.arange(points.shape[1], device=points.device).expand_as(permutation)

@@ -122,10 +122,11 @@ def test_frozen_trains_the_first_layer_alone() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"name": "vit_tiny_patch15"}, "name: found 'vit_tiny_patch15'.*expected a model of timm"),
-        ({"name": "resnet18"}, "name: found resnet18; expected a vision transformer"),
-        ({"name": "swin_tiny_patch4_window7_224"}, "name: found swin_tiny.*; expected a vision transformer"),
-        ({"name": "vit_small_r26_s32_224"}, "name: found vit_small_r26_s32_224; expected a vision transformer"),
+        ({"name": "vit_tiny_patch15"}, "name: found 'vit_tiny_patch15'.*expected a model of timm, as vit_tiny_patch16"),
+        ({"name": "resnet18"}, "name: found resnet18; expected a plain vision transformer"),
+        ({"name": "swin_tiny_patch4_window7_224"}, "name: found swin_tiny.*; expected a plain vision transformer"),
+        ({"name": "vit_small_r26_s32_224"}, "name: found vit_small_r26_s32_224; expected a plain vision transformer"),
+        ({"options": {"patch_drop_rate": 0.5}}, r"options\.patch_drop_rate: found 0\.5"),
         ({"options": {"embed_dims": 24}}, "options: found .*embed_dims"),
         ({"options": {"embed_dim": 25, "num_heads": 2}}, "options: found .*25"),
         (
