@@ -290,8 +290,13 @@ class ClipLoader:
     ) -> None:
         self.batches, self.threads = batches, 0 if workers else threads
         self.limit = len(batches) if limit is None else min(limit, len(batches))
+        # With a generator of its own, no pass draws from torch's global one, which resumed runs restore.
         self._loader = DataLoader(
-            _Caught(batches), batch_size=None, num_workers=workers, persistent_workers=workers > 0
+            _Caught(batches),
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),
         )
         self._position = (epoch, 0)
 
