@@ -1,6 +1,8 @@
 """Train: `python train.py fit --config configs/demo.yaml` (any key can be overridden: `--trainer.max_steps 10`)."""
 
-from sr3d.training.cli import main
+import sys
+
+from sr3d.training.cli import run
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run())

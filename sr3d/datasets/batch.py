@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -25,19 +25,21 @@ class Batch:
         context: The input views at low resolution: images, cameras and maps of the smaller size.
         high: The same views at full resolution.
         target: Other full-resolution views, to be predicted.
+        sources: Data set of each of the B clips; empty where that is not known.
     """
 
     context: Scene
     high: Scene
     target: Scene
+    sources: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy to `device`."""
-        return Batch(context=self.context.to(device), high=self.high.to(device), target=self.target.to(device))
+        return self._map(lambda scene: scene.to(device))
 
     def unpacked(self) -> Batch:
         """The batch with floating-point images."""
-        return Batch(context=self.context.unpacked(), high=self.high.unpacked(), target=self.target.unpacked())
+        return self._map(lambda scene: scene.unpacked())
 
     @staticmethod
     def stack(batches: Sequence[Batch]) -> Batch:
@@ -50,7 +52,12 @@ class Batch:
             context=Scene.stack([b.context for b in batches]),
             high=Scene.stack([b.high for b in batches]),
             target=Scene.stack([b.target for b in batches]),
+            sources=[source for b in batches for source in b.sources],
         )
+
+    def _map(self, f: Callable[[Scene], Scene]) -> Batch:
+        """The batch with `f` applied to its three scenes."""
+        return replace(self, context=f(self.context), high=f(self.high), target=f(self.target))
 
 
 def make_batch(

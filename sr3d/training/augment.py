@@ -64,7 +64,7 @@ def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
     if config.depth_noise and context.depths is not None:
         error = 1 + config.depth_noise * _smooth_noise(context.depths, generator)
         context = replace(context, depths=context.depths * error)
-    return Batch(context=context, high=high, target=_brightened(batch.target, color))
+    return replace(batch, context=context, high=high, target=_brightened(batch.target, color))
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

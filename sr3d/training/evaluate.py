@@ -70,12 +70,13 @@ def draw_methods(network: SuperResolver, batch: Batch, config: CoarseConfig) -> 
         Sr3dError: The batch has no poses, or no depth where the config asks for given depth.
     """
     cameras = batch.context.posed()
+    factor = round(batch.high.posed().width / cameras.width)
     coarse = coarse_gaussians(batch.context, config)
     drawn = Drawn(batch)
     drawn.gaussians["coarse"] = coarse
-    drawn.gaussians["upsampled"] = upsampled_gaussians(batch.context, network.config.factor, config)
-    drawn.gaussians["scaffold"] = network.scaffold(coarse, batch.context.images, cameras)
-    drawn.gaussians["sr3d"] = network(coarse, batch.context.images, cameras)
+    drawn.gaussians["upsampled"] = upsampled_gaussians(batch.context, factor, config)
+    drawn.gaussians["scaffold"] = network.scaffold(coarse, batch.context.images, cameras, factor)
+    drawn.gaussians["sr3d"] = network(coarse, batch.context.images, cameras, factor)
     for method, gaussians in drawn.gaussians.items():
         # Each method is one complete level: there is nothing to fade to.
         drawn.renderings[method] = render(gaussians, batch.target.posed(), lod=False)

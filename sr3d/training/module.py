@@ -1,46 +1,82 @@
-"""Lightning module: coarse stage → network → render → loss."""
+"""Lightning module: coarse stage → network → render → loss, once per optimiser step and process."""
 
 from __future__ import annotations
 
-import math
-import random
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 import lightning
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from sr3d.coarse import CoarseConfig, coarse_gaussians
+from sr3d.coarse import CoarseConfig
 from sr3d.datasets.batch import Batch
+from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
-from sr3d.models.checkpoint import CONFIG_KEY
+from sr3d.models.checkpoint import CONFIG_KEY, PREFIX, network_entries
+from sr3d.models.prediction import Prediction
+from sr3d.models.registry import create_model, list_models
 from sr3d.models.resolver import SuperResolver, SuperResolverConfig
-from sr3d.rendering import render
-from sr3d.training.augment import AugmentConfig, augment
+from sr3d.rendering import Rendering, render
+from sr3d.training.augment import AugmentConfig
+from sr3d.training.check import changed_keys, check_module, check_warmup
+from sr3d.training.compilation import compile_dense
+from sr3d.training.ema import Ema
 from sr3d.training.evaluate import draw_methods, with_source
-from sr3d.training.losses import LossConfig, image_losses
+from sr3d.training.guard import Guard, not_finite, unusable
+from sr3d.training.losses import LossConfig, Losses
+from sr3d.training.memory import check_budget, most_gaussians, out_of_memory_explained
+from sr3d.training.perceptual import Net
+from sr3d.training.processes import any_process, gather, mean_over_processes
+from sr3d.training.randomness import random_states, restore_random_states
+from sr3d.training.record import PendingStep, StepRecord, detached
+from sr3d.training.samples import batch_factor, clip_names, coarse_of, draw_batch
+from sr3d.training.schedule import parameter_groups, warmup_cosine
+from sr3d.training.stopwatch import Stopwatch
+from sr3d.training.teachers import TeacherConfig
+from sr3d.training.validation import Scores
+
+_EMA, _STATE, _RANDOM = "ema_state", "sr3d_training", "random_states"
 
 
 class SuperResolverModule(lightning.LightningModule):
     """Trains a `SuperResolver` on batches of posed clips.
 
     Args:
-        network: Architecture.
+        network: Architecture; or the name of a size or a file with weights, to start from.
         coarse: Coarse stage, without training.
-        sources: Where coarse depth comes from; each training step draws one of them.
+        sources: Where coarse depth comes from; one of them is drawn for each clip.
         loss: Weights.
+        teacher: Of the semantic loss.
+        perceptual: Network of the LPIPS loss.
         augmentation: Of training batches.
         learning_rate: Peak of the schedule (AdamW).
         warmup_steps: Linear warm-up, then cosine to 2 % of the peak at the trainer's last step.
-        weight_decay: Of AdamW.
-        context_loss: Weight of the squared error on the input views at full resolution, beside the views between them.
-        seed: Of the initial weights and of the choice between sources.
+        weight_decay: Of AdamW, on everything but biases and norms.
+        ema_decay: Of the moving average of the weights, which is validated and released; 0 turns it off.
+        compile: Compile the dense parts of the network (torch.compile).
+        checkpointing: Recompute activations in the backward pass: less memory, more time.
+        max_gaussians: Most Gaussians per device and step; null: any number.
+        max_skipped: Skipped steps in a row after which training gives up.
+        seed: Of the initial weights, the augmentation, and the choice between sources.
+
+    Attributes:
+        step: Record of the last training batch, for callbacks.
+        timing: Wait for the GPU between the parts of a step, so that their times are true.
+        ema: Moving average of the weights; None if it is off.
+        scores: Of the last validation, per clip.
+
+    Raises:
+        Sr3dError: A setting is out of range, or two of them exclude each other.
     """
 
     def __init__(
         self,
-        network: SuperResolverConfig,
+        network: SuperResolverConfig | str,
         coarse: CoarseConfig,
         sources: list[Literal["depth", "sweep"]],
         loss: LossConfig,
@@ -48,67 +84,280 @@ class SuperResolverModule(lightning.LightningModule):
         learning_rate: float = 1e-3,
         warmup_steps: int = 50,
         weight_decay: float = 1e-4,
-        context_loss: float = 0.5,
+        ema_decay: float = 0.999,
+        compile: bool = False,
+        checkpointing: bool = False,
+        max_gaussians: int | None = None,
+        max_skipped: int = 20,
+        teacher: TeacherConfig | None = None,
+        perceptual: Net = "vgg",
         seed: int = 0,
     ) -> None:
         super().__init__()
+        settings = {
+            "learning_rate": learning_rate,
+            "warmup_steps": warmup_steps,
+            "weight_decay": weight_decay,
+            "ema_decay": ema_decay,
+            "max_gaussians": max_gaussians,
+            "max_skipped": max_skipped,
+            "sources": sources,
+        }
+        # Before the network is made: an encoder may have to be downloaded.
+        check_module(settings, loss, teacher, None if isinstance(network, str) else network)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = SuperResolver(network)
-        self.coarse, self.sources, self.loss, self.augmentation = coarse, sources, loss, augmentation
+            self.network = _network(network).train()
+        check_module(settings, loss, teacher, self.network.config)
+        if checkpointing:
+            self.network.set_checkpointing(True)
+        self.losses = Losses(loss, teacher, perceptual)
+        self.coarse, self.sources, self.augmentation = coarse, sources, augmentation
         self.learning_rate, self.warmup_steps, self.weight_decay = learning_rate, warmup_steps, weight_decay
-        self.context_loss, self.seed = context_loss, seed
+        self.ema_decay, self.compiled, self.max_gaussians, self.seed = ema_decay, compile, max_gaussians, seed
+        self.ema: Ema | None = None
+        self.step: StepRecord | None = None
+        self.scores = Scores()
+        self._guard, self._watch, self._pending = Guard(max_skipped), Stopwatch(), PendingStep()
+        self._random: dict[str, Tensor] | None = None
+        self._loaded_ema: dict[str, Tensor] | None = None
+        self._loaded_updates = 0
 
-    def fine(self, batch: Batch, source: str) -> Gaussians:
-        """Fine Gaussians of every scene in the batch. [B, N]"""
-        coarse = coarse_gaussians(batch.context, with_source(self.coarse, source))
-        return self.network(coarse, batch.context.images, batch.context.posed())
+    @property
+    def timing(self) -> bool:
+        """Whether a step waits for the GPU between its parts."""
+        return self._watch.synchronise
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
-        # Drawn from (seed, step, rank): a resumed run makes the same choices.
-        draw = random.Random(f"{self.seed}-{self.global_step}-{self.global_rank}")
-        source = draw.choice(self.sources)
-        batch = augment(batch, self.augmentation, torch.Generator().manual_seed(draw.getrandbits(62)))
-        fine = self.fine(batch, source)
-        drawn = render(fine, batch.target.posed(), lod=False)
-        losses = image_losses(drawn.rgb, batch.target.images, self.loss)
-        total = losses["loss"]
-        if self.context_loss:
-            again = render(fine, batch.high.posed(), lod=False)
-            total = total + self.context_loss * (again.rgb - batch.high.images).square().mean()
-        size = len(batch.target.images)
-        self.log("train/loss", total, prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{k}": v for k, v in losses.items() if k != "loss"}, batch_size=size)
-        self.log("train/psnr", -10 * torch.log10(losses["mse"].detach()), prog_bar=True, batch_size=size)
-        return total
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Metrics of every method, for every source of depth."""
-        for source in self.sources:
-            drawn = draw_methods(self.network, batch, with_source(self.coarse, source))
-            for method in drawn.renderings:
-                values = {f"val/{source}/{method}/{k}": v.nanmean() for k, v in drawn.metrics(method).items()}
-                self.log_dict(values, batch_size=len(batch.target.images))
-            ours, base = (drawn.metrics(m)["psnr_covered"].nanmean() for m in ("sr3d", "upsampled"))
-            self.log(f"val/{source}/gain", ours - base, prog_bar=True, batch_size=len(batch.target.images))
+    @timing.setter
+    def timing(self, on: bool) -> None:
+        self._watch.synchronise = on
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with warm-up and cosine decay over the trainer's steps."""
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.99)
-        )
+        """AdamW with warm-up and cosine decay over the trainer's steps.
+
+        Raises:
+            Sr3dError: The warm-up is longer than the training.
+        """
         total = max(1, int(self.trainer.estimated_stepping_batches))
-
-        def schedule(step: int) -> float:
-            if step < self.warmup_steps:
-                return (step + 1) / self.warmup_steps
-            done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
-            return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
+        check_warmup(self.warmup_steps, total)
+        groups = parameter_groups(self.network, self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.99))
+        schedule = partial(warmup_cosine, warmup=self.warmup_steps, total=total)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """Compile, and start the average where it is not restored."""
+        if self.compiled:
+            compile_dense(self.network)
+        self._start_ema()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch; 0, to be skipped, where nothing can be learned from a clip.
+
+        Raises:
+            Sr3dError: More Gaussians than `max_gaussians`, or out of memory.
+        """
+        if self._random is not None:
+            # Only now: what was drawn while the run was set up again does not count.
+            restore_random_states(self._random, self.global_rank)
+            self._random = None
+        size, pending = len(batch.context.images), self._pending
+        per_process = self.trainer.accumulate_grad_batches * size
+        first = self.global_rank * per_process + pending.clips
+        pending.clips += size
+        with self._float32(), out_of_memory_explained(self.network.config, batch):
+            batch, sources = draw_batch(batch, self.sources, self.augmentation, self.seed, self.global_step, first)
+            coarse = coarse_of(batch.context, sources, self.coarse)
+            bad = unusable(coarse, batch.context)
+            self._watch.mark("coarse")
+            if bad:
+                pending.problems += [f"{clip_names(batch)[i]}: {reason}" for i, reason in bad]
+                return self._nothing()
+            count = most_gaussians(self.network.config.scaffold, len(coarse), batch_factor(batch))
+            check_budget(size * count, self.max_gaussians, batch)
+            prediction = self._predict(coarse, batch)
+            self._watch.mark("network")
+            target, high = self._draw(prediction.gaussians, batch)
+            self._watch.mark("render")
+            losses = self.losses(prediction, target, high, batch, self.network)
+            self._watch.mark("loss")
+        error = (target.rgb.detach() - batch.target.images).square().mean()
+        values = {k: v.detach() for k, v in losses.items()}
+        pending.names.append(clip_names(batch))
+        pending.losses.append({**values, "psnr": error})
+        self.step = StepRecord(
+            batch=batch,
+            sources=sources,
+            prediction=detached(prediction),
+            losses=values,
+            seconds=self._watch.seconds,
+            samples=size,
+        )
+        return losses["loss"]
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Gradients.
+
+        Raises:
+            Sr3dError: Out of memory.
+        """
+        self._watch.mark()
+        batch = None if self.step is None else self.step.batch
+        with out_of_memory_explained(self.network.config, batch):
+            super().backward(loss, *args, **kwargs)
+        self._watch.mark("backward")
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leave the step out, in all processes alike, if any of them has something that is not finite.
+
+        Raises:
+            Sr3dError: Too many steps in a row were left out.
+        """
+        self._watch.mark()
+        pending, self._pending = self._pending, PendingStep()
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        problems = pending.problems or not_finite([v["loss"] for v in pending.losses], pending.names, gradients)
+        if any_process(bool(problems), self.device):
+            # AdamW passes over parameters without a gradient: neither they nor its moments change.
+            optimizer.zero_grad(set_to_none=True)
+            self._guard.skipped(self.global_step, [p for part in gather(problems) for p in part])
+        else:
+            self._guard.passed()
+            parts = {k: torch.stack([part[k] for part in pending.losses]).mean() for k in pending.losses[0]}
+            means = mean_over_processes(parts)
+            means["psnr"] = -10 * torch.log10(means["psnr"].clamp_min(1e-10))
+            bar = {f"train/{k}": means.pop(k) for k in ("loss", "psnr")}
+            self.log_dict(bar, prog_bar=True, batch_size=1)
+            self.log_dict({f"train/{k}": v for k, v in means.items()}, batch_size=1)
+        self.log("train/skipped", float(self._guard.total), batch_size=1)
+        self._watch.mark()
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """One step, and one of the average of the weights if it was not left out."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.ema is not None and not self._guard.row:
+            self.ema.update()
+        self._watch.mark("optimiser")
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Time spent waiting for the batch."""
+        self._watch.mark("data")
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """The next batch has its own times."""
+        self._watch.clear()
+        self._watch.mark()
+
+    def on_validation_start(self) -> None:
+        """Validate the averaged weights."""
+        self._start_ema()
+        self.scores = Scores()
+        if self.ema is not None:
+            self.ema.swap()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Draw a batch by every method, from every source of depth.
+
+        Raises:
+            Sr3dError: Out of memory.
+        """
+        with self._float32(), out_of_memory_explained(self.network.config, batch):
+            for source in self.sources:
+                self.scores.add(batch, source, draw_methods(self.network, batch, with_source(self.coarse, source)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Metrics over all processes; the network's own weights return before any checkpoint is written."""
+        for name, value in self.scores.merged().items():
+            self.log(name, value, prog_bar=name.endswith("/gain"), batch_size=1, sync_dist=True)
+        if self.ema is not None:
+            self.ema.swap()
+
+    def on_validation_end(self) -> None:
+        """Validation is no time of a step."""
+        self._watch.mark()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Weights of the network alone: frozen teachers of the losses are no part of a checkpoint."""
+        state = super().state_dict(*args, **kwargs)
+        return {k: v for k, v in state.items() if k.startswith(PREFIX)}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Weights of the network, by the names of `state_dict`."""
+        own = {k.removeprefix(PREFIX): v for k, v in state_dict.items() if k.startswith(PREFIX)}
+        return self.network.load_state_dict(own, strict=strict, assign=assign)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the network's config beside its weights, so that the file alone rebuilds it."""
-        checkpoint[CONFIG_KEY] = asdict(self.network.config)
+        """What the file needs to rebuild the network alone, and to go on exactly where the run was."""
+        checkpoint.update(network_entries(self.network))
+        checkpoint[_RANDOM] = random_states()
+        checkpoint[_STATE] = {"skipped": self._guard.total, "skipped_in_a_row": self._guard.row}
+        if self.ema is not None:
+            checkpoint[_STATE]["ema_updates"] = self.ema.updates
+            with self.ema.swapped():
+                checkpoint[_EMA] = {k.removeprefix(PREFIX): v.clone() for k, v in self.state_dict().items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is of this network, and keep what is restored later.
+
+        Raises:
+            Sr3dError: It has another network, or no weights of one.
+        """
+        changed = changed_keys(checkpoint.get(CONFIG_KEY, {}), asdict(self.network.config))
+        if changed:
+            found = "; ".join(f"{key} {old!r}, now {new!r}" for key, old, new in changed)
+            raise Sr3dError("checkpoint", "model.network", found, "the network that it was trained with")
+        state = checkpoint.get(_STATE, {})
+        self._guard.total, self._guard.row = state.get("skipped", 0), state.get("skipped_in_a_row", 0)
+        # Weights are put in after this; the average of a checkpoint without one starts with them.
+        self.ema, self._loaded_ema = None, checkpoint.get(_EMA)
+        self._random = checkpoint.get(_RANDOM)
+        self._loaded_updates = state.get("ema_updates", 0)
+
+    def _start_ema(self) -> None:
+        """The average exists from the first step or validation on, when weights are restored and on their device."""
+        if self.ema is not None or not self.ema_decay:
+            return
+        self.ema = Ema(self.network, self.ema_decay)
+        if self._loaded_ema is not None:
+            self.ema.load(self._loaded_ema, self._loaded_updates)
+            self._loaded_ema = None
+
+    @contextlib.contextmanager
+    def _float32(self) -> Iterator[None]:
+        """Geometry, rendering and losses keep full precision under mixed precision; see `_predict` for the network."""
+        kind = self.device.type
+        self._mixed = torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False):
+            yield
+
+    def _predict(self, coarse: Gaussians, batch: Batch) -> Prediction:
+        """The network, under mixed precision if the trainer wants that."""
+        kind, context = self.device.type, batch.context
+        with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=self._mixed):
+            return self.network.predict(coarse, context.images, context.posed(), factor=batch_factor(batch))
+
+    def _draw(self, fine: Gaussians, batch: Batch) -> tuple[Rendering, Rendering | None]:
+        """The target views, and the input views at full resolution where a loss asks for them."""
+        fine, features = fine.to(torch.float32), self.losses.needs_features
+        target = render(fine, batch.target.posed(), lod=False, features=features)
+        if not self.losses.needs_high:
+            return target, None
+        return target, render(fine, batch.high.posed(), lod=False, features=features)
+
+    def _nothing(self) -> Tensor:
+        """A loss of 0 that every parameter takes part in, as processes that train together expect."""
+        return torch.stack([p.sum() * 0 for p in self.network.parameters() if p.requires_grad]).sum()
+
+
+def _network(network: SuperResolverConfig | str) -> SuperResolver:
+    """Untrained, from a config or the name of a size; or trained, from a file or a name on the hub."""
+    if not isinstance(network, str):
+        return SuperResolver(network)
+    return create_model(network) if network in list_models() else SuperResolver.from_pretrained(network)

@@ -1,0 +1,100 @@
+"""Settings that exclude each other: found before any data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sr3d.errors import Sr3dError
+from sr3d.models.resolver import SuperResolverConfig
+from sr3d.training.losses import LossConfig
+from sr3d.training.teachers import TeacherConfig
+
+# Weight of a loss → optional component of the network that it looks at.
+_LOOKS_AT = {"geometry": "geometry", "semantic": "semantics"}
+
+
+def check_module(
+    settings: Mapping[str, Any], loss: LossConfig, teacher: TeacherConfig | None, network: SuperResolverConfig | None
+) -> None:
+    """Settings of `SuperResolverModule` by themselves and together.
+
+    Args:
+        settings: Its plain arguments by name.
+        loss: Weights.
+        teacher: Of the semantic loss.
+        network: Architecture, if it is known.
+
+    Raises:
+        Sr3dError: Names the key.
+    """
+    weights: dict[str, float] = asdict(loss)
+    ranges = (
+        ("learning_rate", settings["learning_rate"] > 0, "above 0"),
+        ("warmup_steps", settings["warmup_steps"] >= 0, "0 or more"),
+        ("weight_decay", settings["weight_decay"] >= 0, "0 or more"),
+        ("ema_decay", 0 <= settings["ema_decay"] < 1, "at least 0 (off) and below 1"),
+        ("max_gaussians", settings["max_gaussians"] is None or settings["max_gaussians"] > 0, "1 or more, or null"),
+        ("max_skipped", settings["max_skipped"] > 0, "1 or more"),
+        ("sources", len(settings["sources"]) > 0, "at least one of depth, sweep"),
+    )
+    for name, right, expected in ranges:
+        if not right:
+            raise Sr3dError("config", f"model.{name}", settings[name], expected)
+    for name, weight in weights.items():
+        if not 0 <= weight < float("inf"):
+            raise Sr3dError("config", f"model.loss.{name}", weight, "a finite weight, 0 or more")
+    if not any(weights.values()):
+        raise Sr3dError("config", "model.loss", "only weights of 0", "a weight above 0: there is nothing to learn")
+    if loss.semantic and teacher is None:
+        raise Sr3dError("config", "model.loss.semantic", loss.semantic, "0, or a teacher (model.teacher)")
+    for name, part in _LOOKS_AT.items():
+        if network is not None and weights.get(name) and getattr(network, part) is None:
+            expected = f"0, or a network with model.network.{part}"
+            raise Sr3dError("config", f"model.loss.{name}", weights[name], expected)
+
+
+def check_warmup(warmup: int, total: int) -> None:
+    """The warm-up has to end before the training.
+
+    Raises:
+        Sr3dError: It does not.
+    """
+    if warmup >= total:
+        raise Sr3dError("config", "model.warmup_steps", warmup, f"fewer than the {total} steps of the training")
+
+
+def check_run(factor: float, network: SuperResolverConfig, warmup: int, steps: int, precision: str) -> None:
+    """What model, data and trainer have to agree on.
+
+    Args:
+        factor: Of the data.
+        network: Architecture.
+        warmup: Steps of the warm-up.
+        steps: Optimiser steps of the trainer; −1 if it counts epochs.
+        precision: Of the trainer.
+
+    Raises:
+        Sr3dError: Names the key.
+    """
+    factors = sorted({network.factor, *network.factors})
+    if factor not in factors:
+        expected = f"one of {factors} (model.network.factor, model.network.factors)"
+        raise Sr3dError("config", "data.factor", factor, expected)
+    if steps > 0:
+        check_warmup(warmup, steps)
+    if precision not in ("32-true", "bf16-mixed"):
+        expected = "32-true or bf16-mixed: rasteriser, geometry and weights need float32"
+        raise Sr3dError("config", "trainer.precision", precision, expected)
+
+
+def changed_keys(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Keys of nested dictionaries whose values differ: (path, old value, new value)."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return [] if old == new else [(prefix.rstrip("."), old, new)]
+    return [
+        change
+        for key in sorted(old.keys() | new.keys())
+        for change in changed_keys(old.get(key), new.get(key), f"{prefix}{key}.")
+    ]

@@ -1,0 +1,93 @@
+"""A training by the command line that writes down every step; run as a script by the tests of training."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import yaml
+
+from sr3d.training.cli import run
+from sr3d.training.module import SuperResolverModule
+
+EVERY = 10
+
+
+class Trace(lightning.Callback):
+    """Appends a line for each optimiser step to a file of its process; the last digit of every number counts."""
+
+    def __init__(self, folder: str, pause: float = 0.0) -> None:
+        self.folder, self.pause = Path(folder), pause
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Loss over all processes, names of the clips, and sums of the weights and of their average."""
+        assert isinstance(pl_module, SuperResolverModule) and pl_module.ema is not None
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        line = {
+            "step": trainer.global_step,
+            "loss": metrics["train/loss"],
+            "losses": metrics,
+            "names": batch.context.name,
+            "sources": pl_module.step.sources,
+            "rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "weights": sum(float(p.detach().double().abs().sum()) for p in pl_module.network.parameters()),
+            "ema": sum(float(v.double().abs().sum()) for v in pl_module.ema.shadow.values()),
+        }
+        with (self.folder / f"trace-{trainer.global_rank}.txt").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        time.sleep(self.pause)
+
+
+def trace(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
+    """What a process has written so far."""
+    path = folder / f"trace-{rank}.txt"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_config(folder: Path, shards: Path, *, steps: int, pause: float = 0.0, drop: float = 0.0, **data: Any) -> Path:
+    """A tiny network on tiny clips, every random thing turned on, a checkpoint every tenth step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = {
+        "dirpath": str(folder), "filename": "{step}", "save_top_k": -1, "every_n_train_steps": EVERY
+    }  # fmt: skip
+    values = {
+        "trainer": {
+            "max_steps": steps, "accelerator": "cpu", "devices": 1, "gradient_clip_val": 1.0, "log_every_n_steps": 1,
+            "val_check_interval": 7, "check_val_every_n_epoch": None, "limit_val_batches": 1,
+            "num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model_summary": False, "logger": False,
+            "default_root_dir": str(folder),
+            "callbacks": [
+                {"class_path": "training_run.Trace", "init_args": {"folder": str(folder), "pause": pause}},
+                {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoint},
+            ],
+        },
+        "model": {
+            "sources": ["depth", "sweep"], "warmup_steps": 5, "learning_rate": 2e-3, "ema_decay": 0.9,
+            "augmentation": {"depth_noise": 0.01, "depth_edges": 0.25, "gain": 0.7, "exposure": 0.1, "noise": 0.005},
+            "loss": {"mse": 1.0, "dssim": 0.02, "context": 0.5},
+            "coarse": {"source": "depth"},
+            "network": {
+                "factor": 4, "scaffold": {"grid": 2},
+                "encoder": {"options": {"embed_dim": 24, "depth": 1, "num_heads": 2, "proj_drop_rate": drop}},
+                "refinement": {"heads": 2}, "decoder": {"blocks": 1, "heads": 2, "width": 16, "fine": 8},
+            },
+        },
+        "data": {
+            "train_shards": str(shards / "train"), "val_shards": str(shards / "val"), "factor": 4,
+            "views": {"context": [2, 3], "target": 1}, "val_views": {"context": 2, "target": 1},
+            "global_batch_size": 2, **data,
+        },
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+if __name__ == "__main__":
+    # The class that the configuration names has to be this one.
+    sys.modules["training_run"] = sys.modules["__main__"]
+    sys.exit(run())
