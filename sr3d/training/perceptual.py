@@ -19,7 +19,7 @@ from sr3d.errors import Sr3dError
 
 Net = Literal["vgg", "alex", "squeeze"]
 _BACKBONES = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
-_LEAST = {"vgg": 16, "alex": 63, "squeeze": 17}  # pixels per side that survive all poolings
+_LEAST = {"vgg": 16, "alex": 31, "squeeze": 17}  # pixels per side that survive all poolings
 
 
 class Perceptual(nn.Module):
@@ -51,7 +51,7 @@ class Perceptual(nn.Module):
         if min(height, width) < self.least:
             least = f"{self.least}x{self.least} or more, or a weight of 0 (model.loss.lpips)"
             raise Sr3dError("sr3d.training.Perceptual", "image size", f"{width}x{height}", least)
-        a, b = (x.float().clamp(0, 1).flatten(0, -4).movedim(-1, 1) for x in (rgb, truth))
+        a, b = (x.float().clamp(0, 1).reshape(-1, height, width, 3).movedim(-1, 1) for x in (rgb, truth))
         distance: Tensor = self.net(a, b, normalize=True)
         return distance.reshape(rgb.shape[:-3])
 

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sr3d import Gaussians, Scene, Sr3dError
@@ -14,7 +17,7 @@ from sr3d.models.semantics import Semantics, SemanticsConfig
 from sr3d.rendering import Rendering
 from sr3d.training.losses import LossConfig, Losses, cosine_error, depth_error, low_resolution_error, ssim
 from sr3d.training.metrics import image_metrics, psnr
-from sr3d.training.teachers import LabelTeacher, Teacher
+from sr3d.training.teachers import TeacherConfig
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -54,6 +57,9 @@ def test_ssim_matches_scikit_image() -> None:
     torch.testing.assert_close(ssim(a, a), torch.ones(3))
 
 
+T = TypeVar("T", Scene, Rendering, Prediction)
+
+
 @dataclass
 class Case:
     """Everything that the losses look at, random, of two clips with two views each."""
@@ -64,23 +70,19 @@ class Case:
     batch: Batch
     network: nn.Module
 
-    def losses(self, config: LossConfig, teacher: Teacher | None = None) -> dict[str, Tensor]:
-        module = Losses(replace(config, semantic=0.0))
-        if config.semantic:
-            module.teacher, module.weights["semantic"] = teacher, config.semantic
-        return module(self.prediction, self.target, self.high, self.batch, self.network)
+    def losses(self, config: LossConfig, teacher: TeacherConfig | None = None) -> dict[str, Tensor]:
+        return Losses(config, teacher)(self.prediction, self.target, self.high, self.batch, self.network)
 
     def clip(self, i: int) -> Case:
         return Case(
-            prediction=replace(self.prediction, images=self.prediction.images[i : i + 1],
-                               depths=self.prediction.depths[i : i + 1]),
+            prediction=_rows(self.prediction, i),
             target=_rows(self.target, i), high=_rows(self.high, i),
             batch=Batch(**{n: _rows(getattr(self.batch, n), i) for n in ("context", "high", "target")}),
             network=self.network,
         )  # fmt: skip
 
 
-def _rows(value: Scene | Rendering, i: int) -> Scene | Rendering:
+def _rows(value: T, i: int) -> T:
     tensors = {f.name: getattr(value, f.name) for f in fields(value)}
     return replace(value, **{k: v[i : i + 1] for k, v in tensors.items() if isinstance(v, Tensor)})
 
@@ -111,7 +113,7 @@ def _case(seed: int = 0) -> Case:
     empty = Gaussians(means=torch.zeros(2, 0, 3), quats=torch.zeros(2, 0, 4), scales=torch.zeros(2, 0, 3),
                       opacities=torch.zeros(2, 0), sh=torch.zeros(2, 0, 1, 3))  # fmt: skip
     prediction = Prediction(
-        gaussians=empty, scaffold=empty,
+        gaussians=empty, scaffold=empty, parents=torch.zeros(2, 0, dtype=torch.int64),
         images=torch.rand(2, 2, 16, 16, 3, generator=g).requires_grad_(),
         depths=(torch.rand(2, 2, 16, 16, generator=g) - 0.1).clamp_min(0).requires_grad_(),
     )  # fmt: skip
@@ -122,7 +124,14 @@ def _case(seed: int = 0) -> Case:
 ALL = LossConfig(
     mse=1.0, dssim=0.5, depth=0.4, low_resolution=0.3, semantic=0.2, context=0.6, texture=0.7, geometry=0.8
 )
-TABLE = torch.randn(2, 5, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherConfig:
+    """Two classes."""
+    path = tmp_path_factory.mktemp("table") / "classes.safetensors"
+    save_file({"embeddings": torch.randn(2, 5, generator=torch.Generator().manual_seed(1))}, path)
+    return TeacherConfig(kind="labels", table=str(path), stride=4)
 
 
 def _inputs(case: Case) -> list[Tensor]:
@@ -130,8 +139,8 @@ def _inputs(case: Case) -> list[Tensor]:
     return [*drawn, case.prediction.images, case.prediction.depths, *case.network.parameters()]
 
 
-def test_loss_is_the_weighted_sum_and_parts_of_weight_zero_are_left_out() -> None:
-    case, teacher = _case(), LabelTeacher(TABLE, stride=4)
+def test_loss_is_the_weighted_sum_and_parts_of_weight_zero_are_left_out(teacher: TeacherConfig) -> None:
+    case = _case()
     parts = case.losses(ALL, teacher)
     weights = {k: v for k, v in asdict(ALL).items() if v}
     assert set(parts) == {*weights, "loss"}
@@ -149,15 +158,15 @@ def test_loss_is_the_weighted_sum_and_parts_of_weight_zero_are_left_out() -> Non
         torch.testing.assert_close(some["loss"], 2 * parts[name])
 
 
-def test_two_clips_are_the_mean_of_each() -> None:
-    case, teacher = _case(), LabelTeacher(TABLE, stride=4)
+def test_two_clips_are_the_mean_of_each(teacher: TeacherConfig) -> None:
+    case = _case()
     both, first, second = (c.losses(ALL, teacher) for c in (case, case.clip(0), case.clip(1)))
     for name in both:
         torch.testing.assert_close(both[name], (first[name] + second[name]) / 2, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("what", ["alpha 0", "no truth", "no maps", "nothing predicted", "nan truth"])
-def test_losses_and_gradients_are_finite_where_nothing_is_known(what: str) -> None:
+def test_losses_and_gradients_are_finite_where_nothing_is_known(what: str, teacher: TeacherConfig) -> None:
     case = _case()
     for scene in (case.batch.high, case.batch.target):
         if what == "no maps":
@@ -174,12 +183,11 @@ def test_losses_and_gradients_are_finite_where_nothing_is_known(what: str) -> No
     if what == "nothing predicted":
         case.prediction.depths = torch.zeros_like(case.prediction.depths).requires_grad_()
         case.target.features = torch.zeros_like(case.target.features).requires_grad_()
-    parts = case.losses(ALL, LabelTeacher(TABLE, stride=4))
+    parts = case.losses(ALL, teacher)
     gradients = torch.autograd.grad(parts["loss"], _inputs(case), allow_unused=True)
     assert all(torch.isfinite(v) for v in parts.values())
     # A process with nothing to learn from still takes part: everything that has a loss has a gradient.
-    unused = 1 if what in ("alpha 0", "nothing predicted") else 0
-    assert sum(g is None for g in gradients) - unused <= 2, "features of the input views, the map without labels"
+    assert sum(g is None for g in gradients) == 1 + (what == "no maps"), "features of the input views, their depth"
     assert all(torch.isfinite(g).all() for g in gradients if g is not None)
     zero = {
         "alpha 0": ["depth", "semantic"], "no truth": ["depth", "semantic", "geometry"],
@@ -189,8 +197,8 @@ def test_losses_and_gradients_are_finite_where_nothing_is_known(what: str) -> No
     assert all(parts[name] == 0 for name in zero)
 
 
-def test_what_is_drawn_in_half_precision_is_compared_in_full() -> None:
-    case, teacher = _case(), LabelTeacher(TABLE, stride=4)
+def test_what_is_drawn_in_half_precision_is_compared_in_full(teacher: TeacherConfig) -> None:
+    case = _case()
     expected = case.losses(ALL, teacher)
     for drawn in (case.target, case.high):
         drawn.rgb, drawn.depth, drawn.features = (
@@ -252,7 +260,7 @@ def test_cosine_error_of_known_features() -> None:
     assert cosine_error(half, alpha, embeddings, valid, nn.Identity()) == pytest.approx(0, abs=2e-3)
 
 
-def test_what_the_losses_need() -> None:
+def test_what_the_losses_need(teacher: TeacherConfig, tmp_path: Path) -> None:
     nothing = LossConfig(mse=1.0, dssim=0.0, context=0.0)
     assert not Losses(nothing).needs_high and not Losses(nothing).needs_features
     assert Losses(replace(nothing, low_resolution=1.0)).needs_high and Losses(replace(nothing, context=1.0)).needs_high
@@ -263,7 +271,8 @@ def test_what_the_losses_need() -> None:
     with pytest.raises(Sr3dError, match=r"model.loss.geometry.*model.network.geometry"):
         case.losses(replace(nothing, geometry=1.0))
     with pytest.raises(Sr3dError, match=r"model.network.semantics.embedding: found 5, the teacher's have 7"):
-        _case().losses(replace(nothing, semantic=1.0), LabelTeacher(torch.ones(2, 7), stride=4))
+        save_file({"embeddings": torch.ones(2, 7)}, tmp_path / "wide")
+        _case().losses(replace(nothing, semantic=1.0), replace(teacher, table=str(tmp_path / "wide")))
 
 
 def test_metrics_keep_the_view_axes() -> None:
