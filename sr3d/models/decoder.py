@@ -38,13 +38,13 @@ class Maps:
     """What the decoder knows of V views at high resolution. Sums over the rounds of a recurrence.
 
     Attributes:
-        features: [B, V, F, H, W]
+        features: None where nothing reads them. [B, V, F, H, W]
         texture: Residual colours before they are bounded. [B, V, 3, H, W]
         trust: Logarithm by which a pixel's colour counts more than those of other views. [B, V, 1, H, W]
         depth: Residual log-depth before it is bounded; None without a geometry branch. [B, V, 1, H, W]
     """
 
-    features: Float[Tensor, "b v f h w"]
+    features: Float[Tensor, "b v f h w"] | None
     texture: Float[Tensor, "b v 3 h w"]
     trust: Float[Tensor, "b v 1 h w"]
     depth: Float[Tensor, "b v 1 h w"] | None
@@ -52,7 +52,7 @@ class Maps:
     def cropped(self, height: int, width: int) -> Maps:
         """The first rows and columns."""
         return Maps(
-            features=self.features[..., :height, :width],
+            features=None if self.features is None else self.features[..., :height, :width],
             texture=self.texture[..., :height, :width],
             trust=self.trust[..., :height, :width],
             depth=None if self.depth is None else self.depth[..., :height, :width],
@@ -103,9 +103,12 @@ class Decoder(nn.Module):
         token_width: Of the encoder.
         evidence: Channels of the per-pixel inputs.
         matches: Channels of the geometry branch's cost volume; 0 without one.
+        dense: Whether feature maps at high resolution are needed.
     """
 
-    def __init__(self, config: DecoderConfig, token_width: int, evidence: int, matches: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, token_width: int, evidence: int, matches: int = 0, dense: bool = True
+    ) -> None:
         super().__init__()
         self.checkpointing = False
         self.blocks = nn.ModuleList(ViewBlock(token_width, config.heads) for _ in range(config.blocks))
@@ -113,7 +116,7 @@ class Decoder(nn.Module):
         self.stem = nn.Conv2d(evidence * CELL**2, config.width, 3, padding=1, padding_mode="replicate")
         self.from_matches = nn.Conv2d(matches, config.width, 1) if matches else None
         self.body = nn.ModuleList(ConvBlock(config.width) for _ in range(config.convolutions))
-        self.features = nn.Conv2d(config.width, config.fine * CELL**2, 1)
+        self.features = nn.Conv2d(config.width, config.fine * CELL**2, 1) if dense else None
         self.texture = _zeros(nn.Conv2d(config.width, 3 * CELL**2, 3, padding=1, padding_mode="replicate"))
         self.trust = _zeros(nn.Conv2d(config.width, CELL**2, 1))
         self.depth = _zeros(nn.Conv2d(config.width, CELL**2, 3, padding=1)) if matches else None
@@ -152,7 +155,7 @@ class Decoder(nn.Module):
             return pixel_shuffle(layer(x), CELL).float().unflatten(0, (b, v))
 
         return Maps(
-            features=large(self.features),
+            features=None if self.features is None else large(self.features),
             texture=large(self.texture),
             trust=large(self.trust),
             depth=None if self.depth is None else large(self.depth),

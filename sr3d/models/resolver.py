@@ -102,7 +102,7 @@ class SuperResolver(nn.Module):
         self.refinement = None if refinement is None else Refinement(refinement, width, patch, COARSE_CHANNELS)
         self.geometry = None if geometry is None else Geometry(geometry, SHOWN_CHANNELS, CELL)
         matches = 0 if self.geometry is None else self.geometry.channels
-        self.decoder = Decoder(config.decoder, width, evidence, matches)
+        self.decoder = Decoder(config.decoder, width, evidence, matches, dense=config.head is not None)
         inputs = 2 * config.decoder.fine + _DESCRIPTION + _SLOTS
         self.points = None if points is None else PointTransformer(points, inputs)
         sh, semantic = (config.sh_degree + 1) ** 2, 0 if semantics is None else semantics.width
@@ -306,7 +306,7 @@ class SuperResolver(nn.Module):
         self, maps: Maps, before: Tensor | None, children: Children, sight: Sight, views: Views
     ) -> Float[Tensor, "b n r"] | None:
         """Of the head for every child, added to those of the rounds before."""
-        if self.head is None:
+        if self.head is None or maps.features is None:
             return None
         fine = sample(maps.features, sight.uv)
         described = _describe(children.gaussians, sight, views)
@@ -315,7 +315,8 @@ class SuperResolver(nn.Module):
         if self.points is not None:
             with exact(features):
                 places = _places(children.gaussians.means.detach(), views)
-            features = self.points(features, places, children.parents >= 0)
+            # One scene is never padded; without a mask, attention has faster kernels.
+            features = self.points(features, places, children.parents >= 0 if len(places) > 1 else None)
         raw: Tensor = self.head(features)
         return raw if before is None else before + raw
 

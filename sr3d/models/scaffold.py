@@ -36,6 +36,7 @@ class ScaffoldConfig:
             view's parents stand for get none; where there is little detail, parents get `flat_grid`² (see
             `sr3d.models.budget.plan_split`). None: all parents get `grid`².
         flat_grid: In-plane: children per side of parents without detail, under a budget.
+        flat_shrink: In-plane: their `shrink`. They are wider than a pixel: the low-pass closes no gaps between them.
     """
 
     split: Literal["shuffle", "inplane"] = "inplane"
@@ -47,6 +48,7 @@ class ScaffoldConfig:
     recolor: bool = True
     budget: float | None = None
     flat_grid: int = 2
+    flat_shrink: float = 1.2
 
     def __post_init__(self) -> None:
         grid = self.grid or 4
@@ -90,7 +92,7 @@ def split_all(
 ) -> Children:
     """Split every Gaussian; child i of parent j is at index j · children + i. Arguments as for `split_some`."""
     every = torch.arange(len(parents), device=home.device).expand(home.shape)
-    return split_some(parents, every, home, config, config.grid or factor, factor, cameras)
+    return split_some(parents, every, home, config, config.grid or factor, config.shrink, factor, cameras)
 
 
 def split_some(
@@ -99,6 +101,7 @@ def split_some(
     home: Int[Tensor, "b m"],
     config: ScaffoldConfig,
     grid: int,
+    shrink: float,
     factor: int,
     cameras: Cameras,
 ) -> Children:
@@ -114,6 +117,7 @@ def split_some(
         home: View of each parent; an in-plane grid follows its pixels.
         config: Kind of split.
         grid: In-plane: children per side.
+        shrink: In-plane: scale of the children (see `ScaffoldConfig`).
         factor: Ratio of the resolutions of the two levels, ≥ 1.
         cameras: Views at the parents' resolution. [B, V]
 
@@ -130,7 +134,7 @@ def split_some(
     if config.split == "shuffle":
         offsets, scales, opacities, slots = _shuffle(parents, config)
     else:
-        offsets, scales, opacities, slots = _inplane(parents, config, grid, home, cameras)
+        offsets, scales, opacities, slots = _inplane(parents, config, grid, shrink, home, cameras)
     n = len(slots)
 
     def repeat(t: Tensor) -> Tensor:
@@ -227,7 +231,7 @@ def _shuffle(parents: Gaussians, config: ScaffoldConfig) -> tuple[Tensor, Tensor
 
 
 def _inplane(
-    parents: Gaussians, config: ScaffoldConfig, grid: int, home: Int[Tensor, "b m"], cameras: Cameras
+    parents: Gaussians, config: ScaffoldConfig, grid: int, shrink: float, home: Int[Tensor, "b m"], cameras: Cameras
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """World offsets [B, M, k², 3], scales [B, M, k², 3], opacities [B, M, k²], slots [k², 4]."""
     k, opacities = grid, parents.opacities
@@ -235,7 +239,7 @@ def _inplane(
     v, u = (t.reshape(-1, 1) for t in torch.meshgrid(steps, steps, indexing="ij"))
     along_u, along_v = _pixel_tangents(parents, home, cameras, config.max_stretch)
     offsets = u * along_u[..., None, :] + v * along_v[..., None, :]
-    scales = (parents.scales * config.shrink / k)[..., None, :].expand(*opacities.shape, k * k, 3)
+    scales = (parents.scales * shrink / k)[..., None, :].expand(*opacities.shape, k * k, 3)
     slots = torch.cat([u, v, torch.zeros_like(u), torch.full_like(u, 1 / k)], dim=1)
     return offsets, scales, opacities[..., None].expand(*opacities.shape, k * k), slots
 

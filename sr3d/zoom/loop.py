@@ -100,7 +100,7 @@ def zoom_into(
     images = scene.images.to(device) if isinstance(scene, Scene) else _draw(forest, frames)
     centers, inside = zoom_centers(target_point(forest, frames, target), frames)
     inside[0] = True  # by definition; a target on the very border may project a rounding error outside
-    children = network.config.scaffold.children
+    children = network.config.scaffold.children(network.config.factor)
     parents = _parents(forest, frames, 0)
     for level in range(1, levels + 1):
         # In-plane children tile the image as their parents did, so a level has as many as the first, or fewer.
@@ -208,11 +208,12 @@ def _refine(
     if not fresh.any():
         return forest, parents[:0]
     # Parents that were split before take part: they hide what is behind them.
-    children = _covering(network.upscale(forest.index(parents), views, network.config.factor))
-    n = len(children) // len(parents)
-    children = children.index(fresh.repeat_interleave(n))
-    finer = lod.finer.index_copy(0, parents[fresh], _lod(children).native[::n])
-    links = parents[fresh].repeat_interleave(n)
+    children, of = network.refine(forest.index(parents), views, network.config.factor)
+    new = fresh[of]
+    children, links = _covering(children.index(new)), parents[of[new]]
+    # What has no children of its own is shown by those of another view's Gaussian: it fades out as they fade in.
+    finer = lod.finer.index_copy(0, parents[fresh], lod.native[parents[fresh]] / network.config.factor)
+    finer = finer.index_copy(0, links, _lod(children).native)
     return Gaussians.cat([replace(forest, lod=replace(lod, finer=finer)), children]), links
 
 

@@ -6,8 +6,13 @@ from conftest import SIZE, sloped_scene
 
 from sr3d import Cameras, Gaussians, Sr3dError, render
 from sr3d.lod import Lod
-from sr3d.models.scaffold import ScaffoldConfig, split_gaussians
+from sr3d.models.budget import home_views, plan_split
+from sr3d.models.scaffold import ScaffoldConfig, split_all
 from sr3d.rendering import rgb_to_sh
+
+
+def split(parents: Gaussians, config: ScaffoldConfig, cameras: Cameras) -> Gaussians:
+    return split_all(parents, home_views(parents, cameras), config, 2, cameras).gaussians
 
 
 def blob(opacity: float, scales: tuple[float, float, float]) -> tuple[Gaussians, Cameras]:
@@ -28,7 +33,7 @@ def blob(opacity: float, scales: tuple[float, float, float]) -> tuple[Gaussians,
 @pytest.mark.parametrize("scales", [(0.3, 0.3, 0.3), (0.3, 0.2, 0.02)])
 def test_shuffle_split_renders_like_its_parent(opacity: float, scales: tuple[float, float, float]) -> None:
     parent, cameras = blob(opacity, scales)
-    children = split_gaussians(parent, ScaffoldConfig(split="shuffle"), 2, cameras)
+    children = split(parent, ScaffoldConfig(split="shuffle"), cameras)
     before, after = (render(g, cameras, lod=False).alpha for g in (parent, children))
     assert len(children) == 6
     # The total that they hide is the same (the quaternion is oblique: not along a principal axis), and so is the shape.
@@ -44,7 +49,7 @@ def test_shuffle_split_renders_like_its_parent(opacity: float, scales: tuple[flo
 def test_shuffle_split_places_children_on_the_principal_axes() -> None:
     parent, cameras = blob(0.5, (0.3, 0.2, 0.1))
     parent = Gaussians(**{**vars(parent), "quats": torch.tensor([[[1.0, 0, 0, 0]]])})
-    children = split_gaussians(parent, ScaffoldConfig(split="shuffle"), 2, cameras)
+    children = split(parent, ScaffoldConfig(split="shuffle"), cameras)
     offsets = (children.means - parent.means)[0]
     expected = torch.tensor([[0.15, 0, 0], [-0.15, 0, 0], [0, 0.1, 0], [0, -0.1, 0], [0, 0, 0.05], [0, 0, -0.05]])
     torch.testing.assert_close(offsets, expected, atol=1e-6, rtol=1e-5)
@@ -55,7 +60,7 @@ def test_shuffle_split_places_children_on_the_principal_axes() -> None:
 @pytest.mark.parametrize("grid", [2, 3])
 def test_inplane_children_fall_on_the_subpixels_of_the_view_that_made_the_parent(grid: int) -> None:
     coarse, _, cameras = sloped_scene(1, 2)
-    children = split_gaussians(coarse, ScaffoldConfig(grid=grid), 2, cameras)
+    children = split(coarse, ScaffoldConfig(grid=grid), cameras)
     pixels, _ = cameras.resized(SIZE * grid, SIZE * grid).project(children.means)
     for view in range(2):
         own = pixels[0, view].reshape(2, SIZE, SIZE, grid, grid, 2)[view].permute(0, 2, 1, 3, 4)
@@ -67,7 +72,7 @@ def test_inplane_children_fall_on_the_subpixels_of_the_view_that_made_the_parent
 
 def test_inplane_scaffold_renders_like_its_parents() -> None:
     coarse, _, cameras = sloped_scene(1, 2)
-    children = split_gaussians(coarse, ScaffoldConfig(grid=2), 2, cameras)
+    children = split(coarse, ScaffoldConfig(grid=2), cameras)
     before = render(coarse, cameras, lod=False)
     after = render(children, cameras, lod=False)
     inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))
@@ -79,4 +84,62 @@ def test_parents_need_level_of_detail() -> None:
     parent, cameras = blob(0.5, (0.3, 0.2, 0.1))
     parent.lod = None
     with pytest.raises(Sr3dError, match="lod"):
-        split_gaussians(parent, ScaffoldConfig(), 2, cameras)
+        split_all(parent, torch.zeros(1, 1, dtype=torch.long), ScaffoldConfig(), 2, cameras)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"grid": 0}, "grid"),
+        ({"axis_shrink": 0.0}, "axis_shrink"),
+        ({"split": "shuffle", "budget": 0.5}, "budget"),
+        ({"grid": 4, "budget": 0.2}, "budget"),
+        ({"grid": 4, "budget": 1.5}, "budget"),
+    ],
+)
+def test_impossible_settings_are_named(options: dict, key: str) -> None:
+    with pytest.raises(Sr3dError, match=key):
+        ScaffoldConfig(**options)
+
+
+def test_home_is_the_view_that_made_a_gaussian() -> None:
+    coarse, _, cameras = sloped_scene(2, 3)
+    expected = torch.arange(3).repeat_interleave(SIZE * SIZE).expand(2, -1)
+    assert torch.equal(home_views(coarse, cameras), expected)
+
+
+def test_the_plan_drops_what_another_view_shows_and_splits_where_there_is_detail() -> None:
+    coarse, _, cameras = sloped_scene(1, 2)
+    home = home_views(coarse, cameras)
+    images = torch.full((1, 2, 3, SIZE, SIZE), 0.5)
+    images[..., :4, :6] = torch.rand(1, 2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    _, depth = cameras.project(coarse.means)
+    surface = torch.stack([depth[0, i].reshape(2, SIZE, SIZE)[i] for i in range(2)])[None]
+    most = 4 * 60 + (2 * SIZE * SIZE - 60)
+    plan = plan_split(coarse, home, cameras, images, surface, most, 2, 1)
+    kept = torch.cat([plan.fine, plan.flat], dim=1)[0]
+    assert len(kept.unique()) == len(kept) < 0.7 * len(coarse)
+    # Every place that a view shows keeps a Gaussian that this view or another one put there.
+    pixels, _ = cameras.project(coarse.means[:, kept])
+    for view in range(2):
+        inside = ((pixels[0, view] > 0) & (pixels[0, view] < SIZE)).all(dim=-1)
+        rows = pixels[0, view][inside]
+        shown = torch.zeros(SIZE, SIZE)
+        shown[rows[:, 1].long(), rows[:, 0].long()] = 1
+        around = torch.nn.functional.max_pool2d(shown[None], 3, stride=1, padding=1)[0]
+        assert around.all() and shown.mean() > 0.75
+    # The detailed corner comes first.
+    first = plan.fine[0, :20]
+    row, column = (first % SIZE**2) // SIZE, first % SIZE
+    assert ((row < 5) & (column < 7)).all()
+
+
+def test_the_plan_keeps_to_the_budget_and_pads_scenes_that_need_less() -> None:
+    coarse, images, cameras = sloped_scene(2, 2)
+    coarse.opacities[1, : SIZE * SIZE] = 0
+    home = home_views(coarse, cameras)
+    surface = torch.full((2, 2, SIZE, SIZE), 2.0)
+    plan = plan_split(coarse, home, cameras, images.movedim(-1, 2), surface, 2 * len(coarse), 2, 1)
+    counts = 4 * (plan.fine >= 0).sum(dim=1) + (plan.flat >= 0).sum(dim=1)
+    assert (counts <= 2 * len(coarse)).all() and counts[1] < counts[0]
+    assert not set(plan.fine[1].tolist()) & set(range(SIZE * SIZE)), "nothing is spent on empty parents"
