@@ -230,9 +230,10 @@ def wandb_mode(environment: Mapping[str, str]) -> Literal["online", "offline", "
         environment: Variables: `WANDB_MODE`, `WANDB_API_KEY`, `WANDB_BASE_URL`, `NETRC`, `HOME`.
     """
     wanted = environment.get("WANDB_MODE")
-    if wanted == "offline" or wanted == "disabled":
-        return wanted
-    return "online" if environment.get("WANDB_API_KEY") or _in_netrc(environment) else "offline"
+    if wanted == "disabled":
+        return "disabled"
+    account = bool(environment.get("WANDB_API_KEY")) or _in_netrc(environment)
+    return "online" if account and wanted != "offline" else "offline"
 
 
 def _in_netrc(environment: Mapping[str, str]) -> bool:

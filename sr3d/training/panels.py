@@ -93,7 +93,7 @@ def clip_tiles(drawn: Drawn, scene: int = 0, view: int = 0, features: bool = Tru
     if ours is None:
         return tiles
     rgb, depth = ours.rgb[scene, view].float().cpu(), ours.depth[scene, view].float().cpu()
-    tiles.append(Tile("error", error_map(rgb, truth), Scale("magma", 0, ERROR_RANGE)))
+    tiles.append(Tile("error", error_map(rgb, truth), Scale("magma", 0.0, ERROR_RANGE)))
     known = drawn.batch.target.depths
     true_depth = None if known is None or not (known[scene, view] > 0).any() else known[scene, view].float().cpu()
     limits = depth_range(depth if true_depth is None else true_depth)
