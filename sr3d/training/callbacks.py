@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sr3d.datasets.batch import Batch
 from sr3d.training.loggers import has_wandb, log_media, log_scalars, log_step, run_folder
-from sr3d.training.panels import Row, clip_tiles, drawings, sheet, write_sheet
+from sr3d.training.panels import Row, clip_tiles, sheet, write_sheet
 from sr3d.training.samples import batch_factor, clip_names
 from sr3d.training.timing import peak_ram
 
@@ -94,7 +94,7 @@ class ImagePanels(lightning.Callback):
         """Draw the first target view of every clip of the batch, until there are enough."""
         if trainer.sanity_checking or not trainer.is_global_zero or self._enough():
             return
-        for source, drawn in drawings(pl_module, outputs, batch).items():
+        for source, drawn in (outputs or {}).items():
             for i, name in enumerate(clip_names(batch)[: self.clips - len(self._rows[source])]):
                 dataset = f"{batch.sources[i]}/" if batch.sources else ""
                 title = f"{dataset}{name}, x{batch_factor(batch)}, coarse depth: {source}"

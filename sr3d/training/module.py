@@ -26,7 +26,7 @@ from sr3d.training.augment import AugmentConfig
 from sr3d.training.check import changed_keys, check_module, check_warmup
 from sr3d.training.compilation import compile_dense
 from sr3d.training.ema import Ema
-from sr3d.training.evaluate import draw_methods, with_source
+from sr3d.training.evaluate import Drawn, draw_methods, with_source
 from sr3d.training.guard import Guard, not_finite, unusable
 from sr3d.training.losses import LossConfig, Losses
 from sr3d.training.memory import check_budget, most_gaussians, out_of_memory_explained
@@ -262,15 +262,21 @@ class SuperResolverModule(lightning.LightningModule):
         if self.ema is not None:
             self.ema.swap()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Drawn]:
         """Draw a batch by every method, from every source of depth.
+
+        Returns:
+            The drawings by source, which callbacks show.
 
         Raises:
             Sr3dError: Out of memory.
         """
+        drawings = {}
         with self._float32(), out_of_memory_explained(self.network.config, batch):
             for source in self.sources:
-                self.scores.add(batch, source, draw_methods(self.network, batch, with_source(self.coarse, source)))
+                drawings[source] = draw_methods(self.network, batch, with_source(self.coarse, source))
+                self.scores.add(batch, source, drawings[source])
+        return drawings
 
     def on_validation_epoch_end(self) -> None:
         """Metrics over all processes; the network's own weights return before any checkpoint is written."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,12 +14,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from sr3d.datasets.batch import Batch
 from sr3d.figures import ERROR_RANGE, depth_map, depth_range, error_map
 from sr3d.io.atomic import atomic
 from sr3d.rendering import render
-from sr3d.training.evaluate import Drawn, draw_methods, with_source
-from sr3d.training.module import SuperResolverModule
+from sr3d.training.evaluate import Drawn
 
 _GAP, _TEXT, _BAR = 6, 18, 60
 _PAPER, _INK = (250, 250, 250), (40, 40, 40)
@@ -51,20 +48,6 @@ class Row:
 
     title: str
     tiles: list[Tile] = field(default_factory=list)
-
-
-def drawings(module: SuperResolverModule, outputs: Any, batch: Batch) -> dict[str, Drawn]:
-    """A validation batch drawn by every method, for each source of depth.
-
-    Args:
-        module: What is validated.
-        outputs: Of its validation step: the drawings, if it returns them; otherwise they are made here.
-        batch: The batch.
-    """
-    if outputs is not None:
-        return dict(outputs)
-    coarse = module.coarse
-    return {source: draw_methods(module.network, batch, with_source(coarse, source)) for source in module.sources}
 
 
 def clip_tiles(drawn: Drawn, scene: int = 0, view: int = 0, features: bool = True) -> list[Tile]:

@@ -15,7 +15,7 @@ from sr3d.datasets.batch import Batch
 from sr3d.io.atomic import atomic
 from sr3d.training.evaluate import Drawn
 from sr3d.training.loggers import has_wandb, log_media, log_scalars, log_step, run_folder
-from sr3d.training.panels import Row, clip_tiles, drawings, sheet, stacked, write_sheet
+from sr3d.training.panels import Row, clip_tiles, sheet, stacked, write_sheet
 from sr3d.training.processes import gather
 from sr3d.training.samples import batch_factor, clip_names
 
@@ -88,7 +88,7 @@ class WorstScenes(lightning.Callback):
         """Keep the clips that are among the worst so far, as thumbnails."""
         if trainer.sanity_checking:
             return
-        for source, drawn in drawings(pl_module, outputs, batch).items():
+        for source, drawn in (outputs or {}).items():
             for i, clip in enumerate(scored(drawn, source)):
                 if clip is None or (len(self._found) >= self.count and clip.gain >= self._found[-1][0].gain):
                     continue
