@@ -271,7 +271,7 @@ class SuperResolverModule(lightning.LightningModule):
         Raises:
             Sr3dError: Out of memory.
         """
-        drawings = {}
+        drawings: dict[str, Drawn] = {}
         with self._float32(), out_of_memory_explained(self.network.config, batch):
             for source in self.sources:
                 drawings[source] = draw_methods(self.network, batch, with_source(self.coarse, source))

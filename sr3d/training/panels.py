@@ -18,6 +18,7 @@ from sr3d.figures import ERROR_RANGE, depth_map, depth_range, error_map
 from sr3d.io.atomic import atomic
 from sr3d.rendering import render
 from sr3d.training.evaluate import Drawn
+from sr3d.training.metrics import psnr
 
 _GAP, _TEXT, _BAR = 6, 18, 60
 _PAPER, _INK = (250, 250, 250), (40, 40, 40)
@@ -68,9 +69,8 @@ def clip_tiles(drawn: Drawn, scene: int = 0, view: int = 0, features: bool = Tru
     tiles = [Tile("input", interpolate(low.movedim(-1, 0)[None], truth.shape[:2], mode="nearest")[0].movedim(0, -1))]
     for method, label in _METHODS.items():
         if method in drawn.renderings:
-            score = drawn.metrics(method)["psnr"][scene, view].item()
             image = drawn.renderings[method].rgb[scene, view].float().cpu().clamp(0, 1)
-            tiles.append(Tile(f"{label} {score:.2f} dB", image))
+            tiles.append(Tile(f"{label} {psnr(image, truth).item():.2f} dB", image))
     tiles.append(Tile("truth", truth))
     ours = drawn.renderings.get("sr3d")
     if ours is None:

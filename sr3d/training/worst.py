@@ -15,12 +15,12 @@ from sr3d.datasets.batch import Batch
 from sr3d.io.atomic import atomic
 from sr3d.training.evaluate import Drawn
 from sr3d.training.loggers import has_wandb, log_media, log_scalars, log_step, run_folder
+from sr3d.training.metrics import psnr
 from sr3d.training.panels import Row, clip_tiles, sheet, stacked, write_sheet
 from sr3d.training.processes import gather
 from sr3d.training.samples import batch_factor, clip_names
 
 _THUMBNAIL = 96
-_METRIC = "psnr_covered"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,9 @@ class Scored:
 def scored(drawn: Drawn, source: str) -> list[Scored | None]:
     """Scores of the clips of a batch; None for one without covered pixels."""
     batch = drawn.batch
-    means = {
-        m: drawn.metrics(m)[_METRIC].nanmean(dim=-1).tolist() for m in ("sr3d", "upsampled") if m in drawn.renderings
-    }
+    truth, covered = batch.target.images, drawn.covered
+    shown = {m: drawn.renderings[m].rgb for m in ("sr3d", "upsampled") if m in drawn.renderings}
+    means = {m: psnr(rgb, truth, covered).nanmean(dim=-1).tolist() for m, rgb in shown.items()}
     out: list[Scored | None] = []
     for i, name in enumerate(clip_names(batch)):
         ours, base = means["sr3d"][i], means["upsampled"][i] if "upsampled" in means else None
