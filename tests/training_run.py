@@ -13,6 +13,7 @@ import yaml
 
 from sr3d.training.cli import run
 from sr3d.training.module import SuperResolverModule
+from sr3d.training.samples import clip_names
 
 EVERY = 10
 
@@ -22,21 +23,31 @@ class Trace(lightning.Callback):
 
     def __init__(self, folder: str, pause: float = 0.0) -> None:
         self.folder, self.pause = Path(folder), pause
+        self._names: list[str] = []
+        self._sources: list[str] = []
+        self._step = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """A resumed run goes on counting."""
+        self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Loss over all processes, names of the clips, and sums of the weights and of their average."""
-        assert isinstance(pl_module, SuperResolverModule) and pl_module.ema is not None
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        """Losses over all processes, clips of this one, and sums of the weights and of their average."""
+        assert isinstance(pl_module, SuperResolverModule) and pl_module.ema is not None and pl_module.step is not None
+        self._names += clip_names(batch)
+        self._sources += pl_module.step.sources
+        if trainer.global_step == self._step:
+            return
         line = {
             "step": trainer.global_step,
-            "loss": metrics["train/loss"],
-            "losses": metrics,
-            "names": batch.context.name,
-            "sources": pl_module.step.sources,
+            "losses": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")},
+            "names": self._names,
+            "sources": self._sources,
             "rate": trainer.optimizers[0].param_groups[0]["lr"],
             "weights": sum(float(p.detach().double().abs().sum()) for p in pl_module.network.parameters()),
             "ema": sum(float(v.double().abs().sum()) for v in pl_module.ema.shadow.values()),
         }
+        self._names, self._sources, self._step = [], [], trainer.global_step
         with (self.folder / f"trace-{trainer.global_rank}.txt").open("a") as file:
             file.write(json.dumps(line) + "\n")
         time.sleep(self.pause)
@@ -82,7 +93,7 @@ def write_config(folder: Path, shards: Path, *, steps: int, pause: float = 0.0, 
             "global_batch_size": 2, **data,
         },
     }  # fmt: skip
-    path = folder / "config.yaml"
+    path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
 

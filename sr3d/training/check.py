@@ -65,7 +65,7 @@ def check_warmup(warmup: int, total: int) -> None:
         raise Sr3dError("config", "model.warmup_steps", warmup, f"fewer than the {total} steps of the training")
 
 
-def check_run(factor: float, network: SuperResolverConfig, warmup: int, steps: int, precision: str) -> None:
+def check_run(factor: int | float, network: SuperResolverConfig, warmup: int, steps: int, precision: str) -> None:
     """What model, data and trainer have to agree on.
 
     Args:

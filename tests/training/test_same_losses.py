@@ -1,0 +1,59 @@
+"""One global batch, one curve: in one process, in two, and in two halves one after the other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_run import trace, write_config
+
+from sr3d.training.cli import main
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def alone(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("alone")
+    main(["fit", "--config", str(write_config(folder, worlds, steps=STEPS))])
+    return trace(folder)
+
+
+def _same(alone: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    assert [line["step"] for line in other] == list(range(1, STEPS + 1))
+    for one, two in zip(alone, other):
+        for name, value in one["losses"].items():
+            tolerance = 1e-2 if name.endswith("psnr") else 1e-4
+            assert abs(two["losses"][name] - value) < tolerance, f"step {one['step']}: {name}"
+        for name in ("weights", "ema"):
+            assert two[name] == pytest.approx(one[name], rel=1e-5)
+    assert len({line["losses"]["train/loss"] for line in alone}) == STEPS
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(alone: list[dict[str, Any]], worlds: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, worlds, steps=STEPS)
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(tests), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, tests / "training_run.py", "fit", "--config", config]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr[-3000:]
+    first, second = (trace(tmp_path, rank) for rank in range(2))
+    _same(alone, first)
+    for one, a, b in zip(alone, first, second):
+        assert one["names"] == a["names"] + b["names"], "each process takes its half of the global batch"
+        assert one["sources"] == a["sources"] + b["sources"]
+        assert a["losses"] == b["losses"] and a["weights"] == b["weights"]
+
+
+def test_accumulated_batches_have_the_losses_of_one(alone: list[dict[str, Any]], worlds: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, worlds, steps=STEPS)
+    main(["fit", "--config", str(config), "--trainer.accumulate_grad_batches", "2"])
+    halves = trace(tmp_path)
+    _same(alone, halves)
+    assert [(a["names"], a["sources"]) for a in halves] == [(a["names"], a["sources"]) for a in alone]
