@@ -2,7 +2,7 @@
 
 from sr3d.coarse.config import CoarseConfig, DepthEnlargement
 from sr3d.coarse.depth import estimate_depth
-from sr3d.coarse.place import coarse_gaussians, upsampled_gaussians
+from sr3d.coarse.place import coarse_gaussians, pixel_gaussians, upsampled_gaussians
 from sr3d.coarse.surface import enlarge, enlarge_depth
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "enlarge",
     "enlarge_depth",
     "estimate_depth",
+    "pixel_gaussians",
     "upsampled_gaussians",
 ]

@@ -40,7 +40,7 @@ def coarse_gaussians(scene: Scene, config: CoarseConfig) -> Gaussians:
     if scene.images.ndim > 4:
         return _stack([coarse_gaussians(part, config) for part in _unbatch(scene)], scene)
     depth, _ = estimate_depth(scene, config)
-    return _place(scene.images, scene.posed(), depth, config.sigma, config.opacity, config)
+    return pixel_gaussians(scene.images, scene.posed(), depth, config.sigma, config.opacity, config)
 
 
 def upsampled_gaussians(scene: Scene, factor: int, config: CoarseConfig) -> Gaussians:
@@ -66,10 +66,10 @@ def upsampled_gaussians(scene: Scene, factor: int, config: CoarseConfig) -> Gaus
     images = enlarge(scene.images, factor)
     depth = enlarge_depth(depth, factor, config.enlargement, images)
     cameras = cameras.resized(cameras.width * factor, cameras.height * factor)
-    return _place(images, cameras, depth, config.upsampled_sigma, config.upsampled_opacity, config)
+    return pixel_gaussians(images, cameras, depth, config.upsampled_sigma, config.upsampled_opacity, config)
 
 
-def _place(
+def pixel_gaussians(
     images: Float[Tensor, "v h w 3"],
     cameras: Cameras,
     depth: Float[Tensor, "v h w"],
@@ -77,7 +77,19 @@ def _place(
     opacity: float,
     config: CoarseConfig,
 ) -> Gaussians:
-    """Discs on the surfaces that `depth` describes."""
+    """Discs on the surfaces that `depth` describes, one for each pixel.
+
+    Args:
+        images: Colours in [0, 1]. [V, H, W, 3]
+        cameras: V views of that size.
+        depth: z-depth, world units; pixels of depth 0 get opacity 0. [V, H, W]
+        sigma: In-plane standard deviation in pixels.
+        opacity: Of the others.
+        config: Thickness and stretch.
+
+    Returns:
+        Gaussians [V·H·W] in the order view, row, column, world frame, SH degree 0, roots of a level of detail.
+    """
     known = depth > 0
     # Unknown pixels still need a place: the typical depth keeps bounds of the scene sensible.
     stand_in = depth[known].median() if known.any() else torch.ones_like(depth[0, 0, 0])

@@ -300,7 +300,7 @@ class SuperResolver(nn.Module):
             config.flat_grid,
         )
         groups = ((plan.fine, grid, config.shrink), (plan.flat, config.flat_grid, config.flat_shrink))
-        return join([split_some(coarse, chosen, home, config, *how, factor, small) for chosen, *how in groups])
+        return join([split_some(coarse, chosen, home, config, k, size, factor, small) for chosen, k, size in groups])
 
     def _residuals(
         self, maps: Maps, before: Tensor | None, children: Children, sight: Sight, views: Views
@@ -330,7 +330,8 @@ class SuperResolver(nn.Module):
         change = (fuse(sample(images, sight.uv), trusted) - before).mT / SH_C0
         sh = torch.cat([scaffold.sh[..., :1, :] + change[..., None, :], scaffold.sh[..., 1:, :]], dim=-2)
         fine = replace(scaffold, sh=sh)
-        depths, snap, residuals = None, None, {}
+        depths, snap = None, None
+        residuals: dict[str, Tensor] = {}
         if maps.depth is not None and self.config.geometry is not None:
             log_depth = self.config.geometry.reach * torch.tanh(maps.depth)
             depths = views.surface * torch.exp(log_depth[:, :, 0])

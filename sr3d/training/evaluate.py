@@ -25,7 +25,7 @@ class Evaluation:
 
     Attributes:
         coverage: Share of target pixels where the coarse scene has alpha > 0.8; one mask for all methods.
-        scores: Per method: `psnr`, `psnr_covered` (dB), `ssim`, `gaussians` (mean count).
+        scores: Per method: `psnr`, `psnr_covered` (dB), `ssim`, `gaussians` (mean count of those with opacity > 0).
         views: Number of target views.
     """
 
@@ -98,7 +98,7 @@ def evaluate(network: SuperResolver, batches: Iterable[Batch], config: CoarseCon
         drawn = draw_methods(network, batch, config)
         coverage.append(drawn.covered.float().mean(dim=(-2, -1)).flatten())
         for method in METHODS:
-            counts[method].append(float(len(drawn.gaussians[method])))
+            counts[method].append(float((drawn.gaussians[method].opacities > 0).sum(dim=-1).float().mean()))
             for name, value in drawn.metrics(method).items():
                 values[method].setdefault(name, []).append(value.flatten())
     scores = {
