@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from sr3d.datasets.batch import Batch
+from sr3d.datasets.curriculum import CurriculumConfig
 from sr3d.datasets.degrade import DegradeConfig
 from sr3d.datasets.reader import BatchConfig, ClipBatches, ClipLoader, Source
 from sr3d.datasets.shards import is_tar, read_index
@@ -23,12 +24,15 @@ class ClipDataModule(L.LightningDataModule):
     Args:
         train_shards: Shards to train on: a folder with an index, a tar file, an address (http, https, s3, gs) of
             either, a list of these, or a mapping of these to weights (their shares of an epoch).
-        val_shards: The same for validation; must not share a scene with training.
+        val_shards: Shards to validate on: one set, which goes by the names in its indices, or a mapping of names to
+            sets. They must not share a scene with training.
         factor: How many times smaller the inputs are than the stored views.
         views: How inputs and targets of training are chosen, and how many there are.
         val_views: The same for validation; as in training if null.
         image_size: Width and height that all views are cropped and resized to; null keeps the stored ones.
         degrade: How training inputs are made smaller; null averages over areas. Validation always does that.
+        curriculum: Changes factor, number and distance of the inputs as the training goes on; null: they stay.
+        val_factors: Factors of validation, which reads each clip once for each of them; null: that of training.
         global_batch_size: Clips per optimiser step, over all devices and accumulated batches.
         workers: Data-loading processes per device; 0 reads in the training process.
         threads: Without workers, threads that read ahead of the training; 0 reads when a batch is needed.
@@ -39,12 +43,14 @@ class ClipDataModule(L.LightningDataModule):
     def __init__(
         self,
         train_shards: str | list[str] | dict[str, float],
-        val_shards: str | list[str],
+        val_shards: str | list[str] | dict[str, str | list[str]],
         factor: int | float = 4,
         views: ViewConfig | None = None,
         val_views: ViewConfig | None = None,
         image_size: tuple[int, int] | None = None,
         degrade: DegradeConfig | None = None,
+        curriculum: CurriculumConfig | None = None,
+        val_factors: list[int] | None = None,
         global_batch_size: int = 1,
         workers: int = 0,
         threads: int = 0,
@@ -58,6 +64,9 @@ class ClipDataModule(L.LightningDataModule):
         self.train_shards, self.val_shards, self.workers, self.threads = train_shards, val_shards, workers, threads
         self.remote = remote or RemoteConfig()
         views = views or ViewConfig()
+        if val_factors is not None and not val_factors:
+            raise Sr3dError("sr3d.datasets.ClipDataModule", "val_factors", val_factors, "one or more factors, or null")
+        self.val_factors = [factor] if val_factors is None else val_factors
         whole = DegradeConfig() if float(factor) != int(factor) else None
         self.val_config = BatchConfig(
             factor=factor,
@@ -66,7 +75,7 @@ class ClipDataModule(L.LightningDataModule):
             degrade=whole,
             seed=seed,
         )
-        self.train_config = replace(self.val_config, views=views, degrade=degrade or whole)
+        self.train_config = replace(self.val_config, views=views, degrade=degrade or whole, curriculum=curriculum)
         self._loader: ClipLoader | None = None
         self._position: dict[str, Any] | None = None
         self.counters = Counters()
@@ -80,7 +89,9 @@ class ClipDataModule(L.LightningDataModule):
         self._shape()
         if stage == "fit":
             train = list(self.train_shards) if isinstance(self.train_shards, dict) else self.train_shards
-            check_disjoint(train, self.val_shards, self.remote, self.counters)
+            val = self.val_shards.values() if isinstance(self.val_shards, dict) else [self.val_shards]
+            paths = [path for part in val for path in ([part] if isinstance(part, str) else part)]
+            check_disjoint(train, paths, self.remote, self.counters)
 
     def train_dataloader(self) -> ClipLoader:
         """Shuffled clips with randomly chosen views; another order in every epoch, equally many batches everywhere."""
@@ -104,11 +115,16 @@ class ClipDataModule(L.LightningDataModule):
         """Let training go on at a position; Lightning calls this before it asks for the loader."""
         self._position = state_dict or None
 
-    def val_dataloader(self) -> ClipLoader:
-        """All clips in stored order, views spread evenly; the same in every epoch."""
-        return ClipLoader(
-            self._batches(self.val_shards, self.val_config, shuffle=False), self.workers, threads=self.threads
-        )
+    def val_dataloader(self) -> list[ClipLoader]:
+        """For each set and factor, all clips in stored order, views spread evenly; the same in every epoch."""
+        sets = self.val_shards if isinstance(self.val_shards, dict) else {"": self.val_shards}
+        configs = [replace(self.val_config, factor=factor) for factor in self.val_factors]
+        parts = [
+            self._batches(shards, config, shuffle=False, name=name)
+            for name, shards in sets.items()
+            for config in configs
+        ]
+        return [ClipLoader(part, self.workers, threads=self.threads) for part in parts]
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Floating-point images, made on the device."""
@@ -124,7 +140,7 @@ class ClipDataModule(L.LightningDataModule):
         if stage == "fit" and counts:
             rank_zero_info("reading, first process: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
 
-    def _batches(self, source: Source, config: BatchConfig, *, shuffle: bool) -> ClipBatches:
+    def _batches(self, source: Source, config: BatchConfig, *, shuffle: bool, name: str = "") -> ClipBatches:
         """The batches of this process."""
         rank = self.trainer.global_rank if self.trainer else 0
         size, world, accumulate = self._shape()
@@ -138,6 +154,7 @@ class ClipDataModule(L.LightningDataModule):
             remote=self.remote,
             packed=True,
             counters=self.counters,
+            name=name,
         )
 
     def _shape(self) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from jaxtyping import Int64
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from sr3d.datasets.batch import Batch, reduced_batch, resize_scene
+from sr3d.datasets.curriculum import CurriculumConfig
 from sr3d.datasets.degrade import DegradeConfig
 from sr3d.datasets.heap import keep_freed_memory
 from sr3d.datasets.order import global_order, shares
@@ -45,6 +46,7 @@ class BatchConfig:
             batch must have one size.
         degrade: How inputs are made smaller; None: by area, and `factor` must divide the image size.
         seed: Of the order of the clips, the choice of views and the degradation.
+        curriculum: Changes factor and views as the training goes on; None: they stay.
     """
 
     factor: int | float = 4
@@ -53,11 +55,18 @@ class BatchConfig:
     image_size: tuple[int, int] | None = None
     degrade: DegradeConfig | None = None
     seed: int = 0
+    curriculum: CurriculumConfig | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("factor", self.factor), ("batch_size", self.batch_size)):
             if not 1 <= value < float("inf") or (name == "batch_size" and value != int(value)):
                 raise Sr3dError("sr3d.datasets.BatchConfig", name, value, "1 or more")
+        for stage in self.curriculum.stages if self.curriculum else ():
+            self.at(stage.start)
+
+    def at(self, step: int) -> tuple[ViewConfig, Sequence[int | float]]:
+        """How views are chosen at an optimiser step, and the factors to draw from."""
+        return (self.curriculum or CurriculumConfig()).at(step, self.views, self.factor)
 
 
 class ShardDataset(IterableDataset[Scene]):
@@ -97,6 +106,7 @@ class ClipBatches(IterableDataset[Batch]):
     What batch number i of an epoch holds is a function of (seed, epoch, rank, i) alone: it does not matter how many
     workers read, or where reading starts. Shuffled, the processes together read global batches, one for each optimiser
     step, of `batch_size` · `world` · `accumulate` clips; what is in them depends on that product, not on its factors.
+    All batches of a step have one factor and one number of inputs.
 
     Every process gets equally many batches. Shuffled and without weights, no clip comes twice in an epoch: the clips
     that do not fill a global batch wait for another one. Not shuffled, every clip is read; where they do not divide
@@ -107,6 +117,7 @@ class ClipBatches(IterableDataset[Batch]):
             clip is read once per epoch.
         config: Of the batches.
         shuffle: For training: shuffled, views drawn. If not, the stored order, with views spread evenly.
+        name: Of the data set, for `Batch.sources`; by default what the index of each clip's shards says.
         strict: A clip that has no views by the rule is an error. If not, it is replaced by the next one that has some,
             and counted.
         rank: Number of this process.
@@ -135,11 +146,12 @@ class ClipBatches(IterableDataset[Batch]):
         packed: bool = False,
         counters: Counters | None = None,
         strict: bool = False,
+        name: str = "",
     ) -> None:
         super().__init__()
         remote = remote or RemoteConfig()
         self.config, self.shuffle, self.rank, self.world, self.packed = config, shuffle, rank, world, packed
-        self.accumulate = accumulate
+        self.accumulate, self.name = accumulate, name
         self.counters = counters or Counters(_WORKERS)
         if not isinstance(source, str | Path) and not len(source):
             raise Sr3dError("sr3d.datasets.ClipBatches", "source", "nothing", "at least one folder of shards")
@@ -149,8 +161,8 @@ class ClipBatches(IterableDataset[Batch]):
         self.sizes = [sum(r.counts) for r in self.readers]
         self.weights = [float(w) for w in source.values()] if isinstance(source, Mapping) else [1.0]
         self._unfit = torch.zeros(_WORKERS + 1, dtype=torch.int64).share_memory_()
-        # Shared with the workers: epoch and first batch of the next pass.
-        self._start = torch.zeros(2, dtype=torch.int64).share_memory_()
+        # Shared with the workers: epoch and first batch of the next pass, and optimiser steps before that epoch.
+        self._start = torch.zeros(3, dtype=torch.int64).share_memory_()
         self._clips = self._count()  # of this process
 
     def __len__(self) -> int:
@@ -172,9 +184,9 @@ class ClipBatches(IterableDataset[Batch]):
         """How often a clip was replaced because it has no views by the rule."""
         return int(self._unfit.sum())
 
-    def seek(self, epoch: int, batch: int) -> None:
-        """Let the next pass be of this epoch and start at this batch, in all workers."""
-        self._start[0], self._start[1] = epoch, batch
+    def seek(self, epoch: int, batch: int, steps: int = 0) -> None:
+        """Let the next pass be of this epoch, before which there were so many steps, and start at this batch."""
+        self._start[0], self._start[1], self._start[2] = epoch, batch, steps
 
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = _worker()
@@ -184,10 +196,10 @@ class ClipBatches(IterableDataset[Batch]):
 
     def calls(self) -> Iterator[Callable[[], Batch]]:
         """One function for each batch of the next pass, in order; any of them can be called at any time."""
-        epoch, start = self._start.tolist()
+        epoch, start, steps = self._start.tolist()
         order, size = self.order(epoch), self.config.batch_size
         for number in range(start, len(self)):
-            yield partial(self._batch, epoch, number, order[number * size : (number + 1) * size])
+            yield partial(self._batch, epoch, number, steps, order[number * size : (number + 1) * size])
 
     def order(self, epoch: int) -> Int64[np.ndarray, "n 3"]:
         """What this process reads in an epoch: rows of (set, the set's own epoch, number of the clip in the set)."""
@@ -209,51 +221,52 @@ class ClipBatches(IterableDataset[Batch]):
             return sum(shares(self.sizes, self.weights, self.global_batch, self._name)) // self.world
         return -(-sum(self.sizes) // self.world)
 
-    def _batch(self, epoch: int, number: int, rows: Int64[np.ndarray, "b 3"]) -> Batch:
+    def _batch(self, epoch: int, number: int, steps: int, rows: Int64[np.ndarray, "b 3"]) -> Batch:
         # The same in all batches of an optimiser step.
         step = number // self.accumulate
         draw = np.random.default_rng([self.config.seed, epoch, step]) if self.shuffle else None
-        inputs = self.config.views.draw_inputs(draw)
-        parts = [self._clip(int(turn), int(group), int(clip), inputs) for group, turn, clip in rows]
+        views, factors = self.config.at(steps + step)
+        inputs = views.draw_inputs(draw)
+        factor = factors[0 if draw is None else int(draw.integers(len(factors)))]
+        parts = [self._clip(int(turn), int(group), int(clip), views, inputs, factor) for group, turn, clip in rows]
         sizes = {part.target.images.shape[-3:-1] for part in parts}
         if len(sizes) > 1:
             found = ", ".join(f"{w}x{h}" for h, w in sorted(sizes))
             raise Sr3dError(self._name, "image sizes in one batch", found, "one size: set image_size, or batch_size 1")
         return Batch.stack(parts)
 
-    def _clip(self, turn: int, group: int, number: int, inputs: int) -> Batch:
+    def _clip(self, turn: int, group: int, number: int, views: ViewConfig, inputs: int, factor: int | float) -> Batch:
         """The views of one clip; of the next one where it has none by the rule."""
         config = self.config
-        clip = self._fitting(group, number, inputs)
+        clip, source = self._fitting(group, number, views, inputs)
         rng = np.random.default_rng([config.seed, turn, group, number]) if self.shuffle else None
-        context, target = choose_views(config.views, clip.cameras, self._overlap(clip), inputs, rng, clip.name)
+        context, target = choose_views(views, clip.cameras, _overlap(clip, views), inputs, rng, clip.name)
         high, other = clip.packed(context), clip.packed(target)
         if config.image_size is not None:
             high, other = (resize_scene(s.unpacked(), config.image_size) for s in (high, other))
         seed = 0 if rng is None else int(rng.integers(2**62))
-        batch = reduced_batch(high, other, config.factor, config.degrade, seed)
+        batch = replace(reduced_batch(high, other, factor, config.degrade, seed), sources=[source])
         return batch if self.packed else batch.unpacked()
 
-    def _fitting(self, group: int, number: int, inputs: int) -> StoredClip:
+    def _fitting(self, group: int, number: int, views: ViewConfig, inputs: int) -> tuple[StoredClip, str]:
+        """The clip, or the next one that has views by the rule, and its data set."""
         problem: Sr3dError | None = None
         # A rule that fits nothing would otherwise read (and fetch) all there is before it says so.
         for step in range(1 if self.strict else min(_MOST_UNFIT, self.sizes[group])):
-            clip = self._read(group, (number + step) % self.sizes[group])
-            problem = view_problem(self.config.views, clip.cameras, self._overlap(clip), inputs, clip.name)
+            clip, source = self._read(group, (number + step) % self.sizes[group])
+            problem = view_problem(views, clip.cameras, _overlap(clip, views), inputs, clip.name)
             if problem is None:
-                return clip
+                return clip, source
             self._unfit[_slot()] += 1
         assert problem is not None
         raise problem
 
-    def _overlap(self, clip: StoredClip) -> np.ndarray | None:
-        return clip.overlap if self.config.views.by == "overlap" else None
-
-    def _read(self, group: int, number: int) -> StoredClip:
+    def _read(self, group: int, number: int) -> tuple[StoredClip, str]:
         reader = self.readers[group]
         ends = np.cumsum(reader.counts)
         shard = int(np.searchsorted(ends, number, side="right"))
-        return reader.read(shard, number - int(ends[shard]) + reader.counts[shard])
+        clip = reader.read(shard, number - int(ends[shard]) + reader.counts[shard])
+        return clip, self.name or reader.shards[shard].source
 
 
 class _Caught(IterableDataset[Batch | Sr3dError]):
@@ -295,7 +308,7 @@ class ClipLoader:
             _Caught(batches),
             batch_size=None,
             num_workers=workers,
-            persistent_workers=workers > 0,
+            persistent_workers=workers > 0 and batches.shuffle,
             generator=torch.Generator(),
         )
         self._position = (epoch, 0)
@@ -306,7 +319,7 @@ class ClipLoader:
     def __iter__(self) -> Iterator[Batch]:
         epoch, start = self._next() if self.batches.shuffle else (0, 0)
         self._position = (epoch, start)
-        self.batches.seek(epoch, start)
+        self.batches.seek(epoch, start, epoch * -(-self.limit // self.batches.accumulate))
         for batch in self._ahead() if self.threads else self._loader:
             if isinstance(batch, Sr3dError):
                 raise batch
@@ -334,6 +347,7 @@ class ClipLoader:
         batches, (epoch, batch) = self.batches, self._position
         of = {"clips": batches.sizes, "weights": batches.weights}
         of |= {"global_batch_size": batches.global_batch, "seed": batches.config.seed}
+        of |= {"curriculum": batches.config.curriculum and asdict(batches.config.curriculum)}
         return {"epoch": epoch, "delivered": batch * batches.global_batch // batches.accumulate, "of": of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -361,6 +375,11 @@ class ClipLoader:
         """Epoch and batch to read next. An epoch that was left goes on: Lightning leaves one where it resumes."""
         epoch, batch = self._position
         return (epoch, batch) if batch < self.limit else (epoch + 1, 0)
+
+
+def _overlap(clip: StoredClip, views: ViewConfig) -> np.ndarray | None:
+    """What the rule needs of it."""
+    return clip.overlap if views.by == "overlap" else None
 
 
 def _worker() -> tuple[int, int]:

@@ -36,10 +36,12 @@ class Shard:
     Attributes:
         url: Path or address.
         entry: Its line in the index.
+        source: Data set, as the index names it.
     """
 
     url: str
     entry: ShardEntry | None = None
+    source: str = "unknown"
 
 
 def write_shards(
@@ -205,11 +207,11 @@ def list_shards(
         shards = [Shard(url=name) for name in names]
     else:
         folder = str(source).removesuffix(FILE)
-        entries = read_index(source, remote, counters).shards
+        index = read_index(source, remote, counters)
         if is_remote(source):
-            shards = [Shard(url=join(folder, e.file), entry=e) for e in entries]
+            shards = [Shard(url=join(folder, e.file), entry=e, source=index.source) for e in index.shards]
         else:
-            shards = [Shard(url=str(Path(folder) / e.file), entry=e) for e in entries]
+            shards = [Shard(url=str(Path(folder) / e.file), entry=e, source=index.source) for e in index.shards]
     for shard in shards:
         if not is_remote(shard.url):
             _check_whole(Path(shard.url), shard.entry)

@@ -160,7 +160,7 @@ def test_two_workers_read_every_clip_once_and_go_on_to_another_order(folder: Pat
 
 
 def test_validation_is_the_same_every_time(folder: Path) -> None:
-    loader = _module(folder, context=(2, 4)).val_dataloader()
+    loader = _module(folder, context=(2, 4)).val_dataloader()[0]
     epochs = [_signature(loader), _signature(loader)]
     assert epochs[0] == epochs[1]
     assert epochs[0][0] == ("clip0, clip1", [[0, 6], [0, 6]], [[2, 4], [2, 4]])
@@ -179,7 +179,7 @@ def test_number_of_inputs_varies_from_batch_to_batch(folder: Path) -> None:
 
 def test_clips_without_enough_views_are_counted_and_fail_only_where_all_are_needed(folder: Path) -> None:
     assert _module(folder, target=5).train_dataloader().batches.unfit == 0
-    for loader in (_module(folder, target=6).train_dataloader(), _module(folder, target=6).val_dataloader()):
+    for loader in (_module(folder, target=6).train_dataloader(), *_module(folder, target=6).val_dataloader()):
         with pytest.raises(Sr3dError, match=r"clip\d: views: found 7; expected at least 8"):
             list(loader)
         assert loader.batches.unfit > 0
