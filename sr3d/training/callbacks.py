@@ -35,7 +35,7 @@ class ProgressBar(RichProgressBar):
         super().__init__()
         self._begin = (0.0, 0)
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note where and when the run begins."""
         super().on_train_start(trainer, pl_module)
         self._begin = (time.perf_counter(), trainer.global_step)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -309,9 +310,10 @@ def test_the_worst_are_those_with_the_lowest_gain_once_each() -> None:
     assert [name for _, name in worst(alone, 3)] == ["b", "a"] and alone[0][0].gain == 25.0
 
 
-def _trainer(step: int, logger: CSVLogger) -> SimpleNamespace:
-    loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=step))
-    return SimpleNamespace(is_global_zero=True, world_size=1, loggers=[logger], fit_loop=loop)
+def _trainer(step: int, logger: CSVLogger) -> lightning.Trainer:
+    trainer = lightning.Trainer(accelerator="cpu", logger=logger, enable_checkpointing=False)
+    trainer.fit_loop.epoch_loop._batches_that_stepped = step
+    return trainer
 
 
 @pytest.mark.parametrize("residuals", [{}, {"position": torch.full((1, 5, 3), torch.nan)}])

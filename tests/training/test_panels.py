@@ -16,6 +16,7 @@ from sr3d.figures import ERROR_RANGE, error_map
 from sr3d.models.config import config_from_dict
 from sr3d.training.evaluate import Drawn, draw_methods
 from sr3d.training.panels import Row, Scale, Tile, clip_tiles, feature_colors, sheet, stacked, write_sheet
+from sr3d.training.worst import scored
 
 TINY = {
     "factor": 2,
@@ -141,3 +142,15 @@ def test_a_page_is_written_as_it_is(tmp_path: Path) -> None:
     page = sheet([Row("", [Tile("a", torch.rand(8, 8, 3))])], width=0)
     write_sheet(tmp_path / "new" / "page.png", page)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "page.png")), page)
+
+
+def test_clips_are_scored_on_covered_pixels_against_upsampled(drawn: Drawn) -> None:
+    ours, base = (drawn.metrics(m)["psnr_covered"].mean(dim=1) for m in ("sr3d", "upsampled"))
+    both = scored(drawn, "depth")
+    assert [c.gain for c in both] == pytest.approx((ours - base).tolist(), abs=1e-4)
+    assert [(c.factor, c.source, c.dataset) for c in both] == [(2, "depth", "")] * 2 and both[0].scene != both[1].scene
+    alone = scored(without(drawn, methods=("upsampled",)), "depth")
+    assert [c.upsampled for c in alone] == [None, None]
+    assert [c.gain for c in alone] == pytest.approx(ours.tolist(), abs=1e-4)
+    empty = replace(drawn.renderings["coarse"], alpha=drawn.renderings["coarse"].alpha * 0)
+    assert scored(replace(drawn, renderings={**drawn.renderings, "coarse": empty}), "depth") == [None, None]
