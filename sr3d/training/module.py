@@ -262,7 +262,7 @@ class SuperResolverModule(lightning.LightningModule):
         if self.ema is not None:
             self.ema.swap()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Drawn]:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Drawn]:
         """Draw a batch by every method, from every source of depth.
 
         Returns:
