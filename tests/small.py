@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,16 +27,36 @@ def small_config(path: Path) -> Path:
     values["trainer"] |= {"max_steps": 2, "accelerator": "cpu", "val_check_interval": 2, "limit_val_batches": 1}
     values["trainer"]["log_every_n_steps"] = 1
     values["trainer"]["logger"] = [v for v in values["trainer"]["logger"] if v["class_path"].endswith("CSVLogger")]
-    for callback in values["trainer"]["callbacks"]:
-        if callback["class_path"].endswith("ModelCheckpoint"):
-            callback["init_args"]["every_n_train_steps"] = 2
-    network = values["model"]["network"]
-    network["encoder"]["options"] = {"embed_dim": 24, "depth": 1, "num_heads": 2}
-    network["refinement"]["heads"] = network["decoder"]["heads"] = 2
-    network["decoder"] |= {"blocks": 1, "width": 16, "convolutions": 1, "fine": 8}
+    shrink_callbacks(values["trainer"]["callbacks"])
+    values["model"]["warmup_steps"] = 1
+    shrink_network(values["model"]["network"])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def shrink_callbacks(callbacks: list[dict[str, Any]]) -> None:
+    """Callbacks of a config that act within two steps."""
+    small = {"every_n_train_steps": 2, "every_n_steps": 1, "clips": 1, "count": 1}
+    for callback in callbacks:
+        options = callback.get("init_args", {})
+        options |= {k: v for k, v in small.items() if k in options}
+
+
+def shrink_network(network: dict[str, Any]) -> None:
+    """Tiny widths for the network of a config; parts that are off stay off."""
+    small = {
+        "encoder": {"pretrained": False, "options": {"embed_dim": 24, "depth": 1, "num_heads": 2}},
+        "refinement": {"heads": 2},
+        "decoder": {"blocks": 1, "heads": 2, "width": 16, "convolutions": 1, "fine": 8},
+        "geometry": {"hypotheses": 1, "features": 4},
+        "points": {"blocks": 1, "width": 8, "heads": 2, "window": 16},
+        "head": {"width": 16},
+        "semantics": {"width": 4, "embedding": 6},
+    }
+    for name, values in small.items():
+        if network.get(name) is not None:
+            network[name] |= values
 
 
 def small_checkpoint(path: Path) -> Path:
