@@ -1,6 +1,6 @@
 """SR3R's Table 3, repeated: what every part of the network adds, on places that were not trained on.
 
-    python benchmarks/ablation.py [--quick] [--steps 1500] [--long 0] [--jobs 2] [--study ladder views overfit]
+    python benchmarks/ablation.py [--quick] [--steps 700] [--long 0] [--jobs 2] [--study ladder views overfit]
 
 ladder   every rung of configs/ablation is trained with the same samples, and tested on held-out procedural places with
          depth from stereo and with given depth; the error is split into texture and geometry
@@ -75,7 +75,7 @@ class Sizes:
     test: int = 40
     views: int = 20
     size: int = 192
-    steps: int = 1500
+    steps: int = 700
     overfit: int = 1500
 
 
@@ -89,18 +89,19 @@ def write_shards(folder: Path, sizes: Sizes) -> None:
 def train(name: str, config: str, folder: Path, steps: int, *extra: str) -> tuple[Path, float]:
     """Train a rung in a process of its own; returns its checkpoint and the seconds it took."""
     output = folder / name
-    checkpoint, stamp = output / "predictor.ckpt", output / "seconds.json"
+    # The configs write below the folder they are started in.
+    checkpoint, stamp = output / "outputs" / "ablation" / config / "predictor.ckpt", output / "seconds.json"
     if stamp.exists():
         return checkpoint, json.loads(stamp.read_text())["seconds"]
     output.mkdir(parents=True, exist_ok=True)
     files = [ROOT / "configs" / "ablation" / f"{c}.yaml" for c in ("base", config)]
     command = [sys.executable, ROOT / "train.py", "fit", "--config", files[0], "--config", files[1], "--resume", "true"]
-    command += [f"--trainer.max_steps={steps}", f"--trainer.default_root_dir={output}"]
+    command += [f"--trainer.max_steps={steps}", f"--model.warmup_steps={min(50, steps // 2)}"]
     command += [
         f"--data.train_shards={folder / 'shards' / 'train'}",
         f"--data.val_shards={folder / 'shards/validation'}",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SR3D_RUN": str(output)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     start = time.perf_counter()
     with (output / "log.txt").open("a") as log:
         subprocess.run([*map(str, command), *extra], cwd=output, env=environment, stdout=log, stderr=log, check=True)
@@ -363,7 +364,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/ablation"))
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
-    small = Sizes(train=4, test=2, views=2, size=64, steps=2, overfit=2)
+    small = Sizes(train=4, test=2, views=2, size=64, steps=50, overfit=50)
     sizes = small if arguments.quick else Sizes(steps=arguments.steps)
     folder = arguments.output.resolve()
     CONSOLE.print(", ".join(f"{k} {v}" for k, v in machine().items()))

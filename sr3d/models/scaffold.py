@@ -129,7 +129,6 @@ def split_some(
     padding = chosen < 0
     index = chosen.clamp_min(0)
     parents, home = _pick(parents, index), home.gather(1, index)
-    assert parents.lod is not None
     parents = replace(parents, opacities=torch.where(padding, torch.zeros_like(parents.opacities), parents.opacities))
     if config.split == "shuffle":
         offsets, scales, opacities, slots = _shuffle(parents, config)
@@ -140,6 +139,7 @@ def split_some(
     def repeat(t: Tensor) -> Tensor:
         return t.repeat_interleave(n, dim=1)
 
+    assert parents.lod is not None
     lod = parents.lod.map(repeat)
     gaussians = Gaussians(
         means=(parents.means[..., None, :] + offsets).flatten(-3, -2),
