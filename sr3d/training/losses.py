@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, smooth_l1_loss
+from torch.nn.functional import conv2d, interpolate, smooth_l1_loss
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sr3d.datasets.batch import Batch
@@ -149,7 +149,7 @@ class Losses(nn.Module):
             made.target.alpha,
             embeddings.unflatten(0, shape),
             valid.unflatten(0, shape),
-            semantics.to_embedding,
+            semantics.to_embedding.weight,
         )
 
 
@@ -194,23 +194,25 @@ def cosine_error(
     alpha: Float[Tensor, "b v h w"],
     embeddings: Float[Tensor, "b v e fh fw"],
     valid: Bool[Tensor, "b v fh fw"],
-    to_embedding: nn.Module,
+    weight: Float[Tensor, "e d"],
 ) -> Float[Tensor, ""]:
-    """1 − cos between drawn features, mapped to embeddings, and a teacher's (LSM, released code).
+    """1 − cos between drawn features f, mapped to embeddings W f, and a teacher's t (LSM, released code).
 
     Features and alpha are averaged over the area of each of the teacher's pixels; the map is linear, so this is the
-    average of the embeddings. Only where the teacher is valid and half of the light comes from Gaussians.
+    average of the embeddings. Only where the teacher is valid and half of the light comes from Gaussians. The mapped
+    image is never built: W f · t = f · Wᵀ t, and |W f|² = f · Wᵀ W f.
     """
-    size = embeddings.shape[-2:]
-    small = interpolate(features.float().flatten(0, 1).movedim(-1, 1), size, mode="area").movedim(1, -1)
+    size, weight = embeddings.shape[-2:], weight.float()
+    small = interpolate(features.float().flatten(0, 1).movedim(-1, 1), size, mode="area")
     opaque = interpolate(alpha.detach().float().flatten(0, 1)[:, None], size, mode="area")[:, 0] > _OPAQUE
-    mapped = to_embedding(small).unflatten(0, features.shape[:2])
-    length = (mapped.square().sum(dim=-1) + _EPSILON**2).sqrt()
-    truth = embeddings.float().movedim(2, -1)
-    truth = truth / truth.norm(dim=-1, keepdim=True).clamp_min(1e-8)
-    known = valid & opaque.unflatten(0, features.shape[:2]) & torch.isfinite(truth).all(dim=-1)
-    cosine = (mapped * torch.where(known[..., None], truth, 0.0)).sum(dim=-1) / length
-    return _masked_mean(1 - cosine, known)
+    truth = embeddings.float().flatten(0, 1)
+    norm = truth.norm(dim=1)
+    known = valid.flatten(0, 1) & opaque & torch.isfinite(norm)
+    truth = torch.where(known, truth.movedim(1, 0) / norm.clamp_min(1e-8), 0.0).movedim(0, 1)
+    along = (small * conv2d(truth, weight.T[..., None, None])).sum(dim=1)
+    length = (small * conv2d(small, (weight.T @ weight)[..., None, None])).sum(dim=1)
+    cosine = along / (length.clamp_min(0) + _EPSILON**2).sqrt()
+    return _masked_mean((1 - cosine).unflatten(0, valid.shape[:2]), known.unflatten(0, valid.shape[:2]))
 
 
 def _depth(made: _Made) -> Float[Tensor, ""]:

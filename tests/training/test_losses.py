@@ -249,15 +249,20 @@ def test_cosine_error_of_known_features() -> None:
     same = embeddings.movedim(2, -1).repeat_interleave(2, -2).repeat_interleave(2, -3)
     alpha = torch.ones(1, 1, 8, 8)
     for features, expected in ((same, 0.0), (same * 7, 0.0), (-same, 2.0), (torch.zeros_like(same), 1.0)):
-        assert cosine_error(features, alpha, embeddings, valid, nn.Identity()) == pytest.approx(expected, abs=2e-3)
+        assert cosine_error(features, alpha, embeddings, valid, torch.eye(3)) == pytest.approx(expected, abs=2e-3)
+    # As embeddings that are built: through a map of random weights.
+    weight, other, smooth = torch.randn(3, 5), torch.randn(1, 1, 8, 8, 5), torch.nn.functional.avg_pool2d
+    mapped = smooth(other[0].movedim(-1, 1), 2).movedim(1, -1) @ weight.T
+    expected = 1 - torch.nn.functional.cosine_similarity(mapped, embeddings[0].movedim(1, -1), dim=-1).mean()
+    torch.testing.assert_close(cosine_error(other, alpha, embeddings, valid, weight), expected, atol=1e-3, rtol=0)
     # Only opaque and valid pixels count, on the teacher's grid.
     half = same.clone()
     half[..., :4, :, :] *= -1
     seen = alpha.clone()
     seen[..., :4, :] = 0.1
-    assert cosine_error(half, seen, embeddings, valid, nn.Identity()) == pytest.approx(0, abs=2e-3)
+    assert cosine_error(half, seen, embeddings, valid, torch.eye(3)) == pytest.approx(0, abs=2e-3)
     valid[..., :2, :] = False
-    assert cosine_error(half, alpha, embeddings, valid, nn.Identity()) == pytest.approx(0, abs=2e-3)
+    assert cosine_error(half, alpha, embeddings, valid, torch.eye(3)) == pytest.approx(0, abs=2e-3)
 
 
 def test_what_the_losses_need(teacher: TeacherConfig, tmp_path: Path) -> None:
