@@ -22,7 +22,7 @@ from sr3d.training.timing import PARTS
 
 Curves = dict[str, list[tuple[float, float]]]
 _LINES = {"coarse": ":", "upsampled": "--", "scaffold": "-.", "sr3d": "-"}
-_WIDEST = 1800
+_WIDEST = 1500
 
 
 def losses(axis: Axes, curves: Curves) -> None:
@@ -43,12 +43,14 @@ def losses(axis: Axes, curves: Curves) -> None:
 def validation(axis: Axes, curves: Curves, metric: str = "psnr_covered") -> None:
     """One metric of every data set, factor and source (colours), by every method (lines)."""
     names = [m for name in sorted(curves) if (m := re.fullmatch(rf"val/(.+)/([^/]+)/{metric}", name))]
-    groups = sorted({m[1] for m in names})
-    colors = dict(zip(groups, matplotlib.colormaps["tab10"].colors))
+    colors = dict(zip(sorted({m[1] for m in names}), matplotlib.colormaps["tab10"].colors))
     for match in names:
         group, method = match.groups()
-        steps, values = zip(*curves[match[0]])
-        axis.plot(steps, values, _LINES.get(method, "-"), color=colors[group], marker=".", label=f"{group} {method}")
+        axis.plot(*zip(*curves[match[0]]), _LINES.get(method, "-"), color=colors[group], marker=".")
+    for group, color in colors.items():
+        axis.plot([], [], color=color, label=group)
+    for method in sorted({m[2] for m in names}):
+        axis.plot([], [], _LINES.get(method, "-"), color="#555555", label=method)
     axis.set(title=f"validation: {metric}, dB")
 
 
@@ -106,7 +108,7 @@ def residual(axis: Axes, curves: Curves, kind: str) -> None:
 def page(count: int) -> tuple[Figure, list[Axes]]:
     """A figure with three axes to a row."""
     rows = -(-count // 3)
-    figure = Figure(figsize=(15, 3.6 * rows), layout="constrained", dpi=80)
+    figure = Figure(figsize=(15, 4 * rows), layout="constrained", dpi=80)
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, 3, squeeze=False).flat)
     for axis in axes[count:]:
@@ -121,7 +123,7 @@ def save(figure: Figure, axes: list[Axes], path: Path) -> None:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize="x-small", ncols=2)
+            axis.legend(frameon=False, fontsize="small", ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     with atomic(path) as temporary:
         figure.savefig(temporary, metadata={"Software": None})
 
@@ -138,7 +140,7 @@ def copy_small(source: Path, path: Path) -> None:
     image = Image.open(source).convert("RGB")
     image.thumbnail((_WIDEST, 10 * _WIDEST), Image.Resampling.LANCZOS)
     with atomic(path) as temporary:
-        image.quantize(128).save(temporary, optimize=True)
+        image.save(temporary, quality=85, optimize=True)
 
 
 def draw(run: Path, output: Path) -> list[Path]:
@@ -164,7 +166,7 @@ def draw(run: Path, output: Path) -> list[Path]:
     last = max(int(step) for values in curves.values() for step, _ in values)
     for name in ("panels", "worst"):
         for source in newest(run / name, last):
-            written.append(output / re.sub(r"^step\d+", f"dashboard-{name}", source.name))
+            written.append(output / re.sub(r"^step\d+", f"dashboard-{name}", f"{source.stem}.jpg"))
             copy_small(source, written[-1])
     return written
 

@@ -77,12 +77,12 @@ class ImagePanels(lightning.Callback):
     The page goes to `panels/` in the run's folder, and to wandb as `panels/<source>`.
 
     Args:
-        clips: Number of clips of rank zero.
+        clips: How many of every validation loader, 1 or more.
     """
 
     def __init__(self, clips: int = 2) -> None:
         self.clips = clips
-        self._rows: dict[str, list[Row]] = defaultdict(list)
+        self._rows: dict[tuple[str, int], list[Row]] = defaultdict(list)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Start anew."""
@@ -92,25 +92,23 @@ class ImagePanels(lightning.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Draw the first target view of every clip of the batch, until there are enough."""
-        if trainer.sanity_checking or not trainer.is_global_zero or self._enough():
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
         for source, drawn in (outputs or {}).items():
-            for i, name in enumerate(clip_names(batch)[: self.clips - len(self._rows[source])]):
+            rows = self._rows[source, dataloader_idx]
+            for i, name in enumerate(clip_names(batch)[: self.clips - len(rows)]):
                 dataset = f"{batch.sources[i]}/" if batch.sources else ""
                 title = f"{dataset}{name}, x{batch_factor(batch)}, coarse depth: {source}"
-                self._rows[source].append(Row(title, clip_tiles(drawn, scene=i)))
+                rows.append(Row(title, clip_tiles(drawn, scene=i)))
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Write the pages."""
-        for source, rows in self._rows.items():
-            page = sheet(rows)
+        for source in {source for source, _ in self._rows}:
+            page = sheet([row for key, rows in self._rows.items() if key[0] == source for row in rows])
             write_sheet(run_folder(trainer) / "panels" / f"step{log_step(trainer):06d}-{source}.png", page)
             if has_wandb(trainer):
                 log_media(trainer, {f"panels/{source}": wandb.Image(page)})
         self._rows.clear()
-
-    def _enough(self) -> bool:
-        return bool(self._rows) and all(len(rows) >= self.clips for rows in self._rows.values())
 
 
 class ResidualHistograms(lightning.Callback):

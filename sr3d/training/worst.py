@@ -20,7 +20,7 @@ from sr3d.training.panels import Row, clip_tiles, sheet, stacked, write_sheet
 from sr3d.training.processes import gather
 from sr3d.training.samples import batch_factor, clip_names
 
-_THUMBNAIL = 96
+_THUMBNAIL = 144
 
 
 @dataclass(frozen=True, kw_only=True)

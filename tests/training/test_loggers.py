@@ -139,7 +139,7 @@ def test_without_an_account_nothing_is_asked_and_nothing_leaves_the_machine(tmp_
             [sys.executable, "-c", RUN], cwd=tmp_path, env=environment, stdin=slave, stdout=slave, stderr=slave
         )
         os.close(slave)
-        output, limit = b"", threading.Timer(120, process.kill)
+        output, limit = b"", threading.Timer(300, process.kill)
         limit.start()
         try:
             while piece := _read(master):
