@@ -32,10 +32,11 @@ test: lint types
 	@$(BIN)/python -m pytest
 
 bench: setup
-	@echo "== benchmarks: renderer against a matrix product in the same process, levels of detail, data (a quarter of an hour, 16 GB)"
+	@echo "== benchmarks: renderer against a matrix product in the same process, levels of detail, data, training (half an hour, 16 GB)"
 	@$(BIN)/python benchmarks/render.py
 	@$(BIN)/python benchmarks/lod.py
 	@$(BIN)/python benchmarks/data.py
+	@$(BIN)/python benchmarks/train.py
 
 demo: setup
 	@echo "== demo: shards, training, evaluation, zoom, report (about ten minutes on two cores)"
