@@ -13,6 +13,7 @@ from sr3d.errors import Sr3dError
 
 VERBS: dict[str, Callable[..., int | None]] = {
     "doctor": verbs.doctor,
+    "models": verbs.models,
     "pack": verbs.pack,
     "inspect": verbs.inspect,
     "train": verbs.train,

@@ -22,6 +22,38 @@ def doctor() -> None:
     show()
 
 
+def models(
+    *,
+    width: int = 64,
+    height: int = 64,
+    views: int = 2,
+    batch: int = 1,
+    factor: int = 4,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    checkpointing: bool = False,
+) -> None:
+    """List the sizes of the network: parameters, memory, Gaussians, operations, before anything is allocated.
+
+    Args:
+        width: Of the low-resolution views, pixels.
+        height: Of the low-resolution views, pixels.
+        views: Input views of a scene.
+        batch: Scenes.
+        factor: Ratio of the resolutions.
+        precision: Of the dense parts; bf16 is mixed precision.
+        checkpointing: In training, compute activations again in the backward pass instead of keeping them.
+    """
+    from rich.console import Console
+
+    from sr3d.models.estimate import Load, size_table
+
+    load = Load(width=width, height=height, views=views, batch=batch, factor=factor)
+    console = Console()
+    with console.status("estimating"):
+        table = size_table(load, precision, checkpointing)
+    console.print(table)
+
+
 def pack(*arguments: str) -> None:
     """Convert a data set into training shards: `sr3d pack SOURCE SRC DST`.
 
@@ -172,20 +204,22 @@ def upscale(
     from sr3d.io import load_scene
     from sr3d.lod import Lod
     from sr3d.models import SuperResolver
+    from sr3d.models.estimate import out_of_memory_explained
     from sr3d.zoom.loop import MAX_GAUSSIANS
 
     network = SuperResolver.from_pretrained(checkpoint)
     photographs = load_scene(scene, _numbers(views, "--views", int))
     inputs = fit_sizes(photographs, 1, max_pixels)
     cameras = inputs.posed()
-    expected = len(inputs) * cameras.width * cameras.height * network.config.scaffold.children
+    expected = len(inputs) * cameras.width * cameras.height * network.config.scaffold.children(network.config.factor)
     if expected > MAX_GAUSSIANS:
         found = f"{len(inputs)} views of {cameras.width}x{cameras.height} make {expected:,} Gaussians"
         raise Sr3dError("sr3d upscale", "--views", found, f"at most {MAX_GAUSSIANS:,}: fewer views, or --max_pixels")
     start = time.perf_counter()
     chosen = source or ("sweep" if inputs.depths is None else "depth")
     coarse = coarse_gaussians(inputs, CoarseConfig(source=chosen))
-    fine = network.upscale(coarse, inputs, network.config.factor)
+    with out_of_memory_explained("sr3d upscale", network.config, inputs.images):
+        fine = network.upscale(coarse, inputs, network.config.factor)
     assert fine.lod is not None
     # The file holds one complete level: its parents are not in it, so there is nothing to fade to.
     replace(fine, lod=Lod.roots(fine.lod.native)).to("cpu").save(output)

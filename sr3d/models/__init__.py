@@ -2,6 +2,15 @@
 
 from sr3d.models.inputs import with_lod
 from sr3d.models.prediction import Prediction
+from sr3d.models.registry import create_model, list_models, model_config
 from sr3d.models.resolver import SuperResolver, SuperResolverConfig
 
-__all__ = ["Prediction", "SuperResolver", "SuperResolverConfig", "with_lod"]
+__all__ = [
+    "Prediction",
+    "SuperResolver",
+    "SuperResolverConfig",
+    "create_model",
+    "list_models",
+    "model_config",
+    "with_lod",
+]

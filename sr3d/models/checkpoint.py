@@ -230,10 +230,9 @@ def _read_folder(folder: Path) -> Stored:
     config = content.get("config")
     if not isinstance(config, dict):
         raise Sr3dError(file, "config", repr(config), "a dictionary")
-    if inside and inside != config:
-        here, there = _leaves(config), _leaves(inside)
-        differ = (k for k in here.keys() | there.keys() if here.get(k, "missing") != there.get(k, "missing"))
-        key = min(differ, default="?")
+    here, there = _leaves(config), _leaves(inside)
+    if inside and here != there:
+        key = min(k for k in here.keys() | there.keys() if here.get(k, "missing") != there.get(k, "missing"))
         wanted = f"{there.get(key, 'missing')}, as inside {WEIGHTS_FILE}"
         raise Sr3dError(file, f"config key {key}", here.get(key, "missing"), wanted)
     return config, state

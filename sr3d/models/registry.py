@@ -10,29 +10,67 @@ from sr3d.errors import Sr3dError
 from sr3d.models.config import config_from_dict
 from sr3d.models.decoder import DecoderConfig
 from sr3d.models.encoder import EncoderConfig
+from sr3d.models.geometry import GeometryConfig
 from sr3d.models.head import HeadConfig
+from sr3d.models.points import PointsConfig
 from sr3d.models.refinement import RefinementConfig
 from sr3d.models.resolver import SuperResolver, SuperResolverConfig
+from sr3d.models.scaffold import ScaffoldConfig
 
 
 def tiny() -> SuperResolverConfig:
-    """For CPUs: learns in minutes on two cores."""
+    """For CPUs: a transformer of two small blocks; most of the work is done by convolutions and the points."""
     return SuperResolverConfig(
+        scaffold=ScaffoldConfig(budget=0.5),
         encoder=EncoderConfig(name="vit_tiny_patch16_224", options={"embed_dim": 96, "depth": 2, "num_heads": 4}),
+        refinement=RefinementConfig(heads=4),
+        decoder=DecoderConfig(blocks=1, heads=4, width=48, convolutions=4, fine=16),
+        geometry=GeometryConfig(hypotheses=4, features=16),
+        points=PointsConfig(blocks=2, width=32, heads=2, window=64),
+        head=HeadConfig(width=64),
     )
 
 
 def small() -> SuperResolverConfig:
     """ViT-S: for one small GPU."""
     return SuperResolverConfig(
+        scaffold=ScaffoldConfig(budget=0.5),
         encoder=EncoderConfig(name="vit_small_patch16_224"),
         refinement=RefinementConfig(heads=6),
-        decoder=DecoderConfig(blocks=4, heads=6, width=96, convolutions=6, fine=32),
+        decoder=DecoderConfig(blocks=3, heads=6, width=96, convolutions=6, fine=24),
+        geometry=GeometryConfig(hypotheses=6, features=24),
+        points=PointsConfig(blocks=3, width=64, heads=4),
+        head=HeadConfig(width=96),
+    )
+
+
+def base() -> SuperResolverConfig:
+    """ViT-B: what SR3R's tables call for."""
+    return SuperResolverConfig(
+        scaffold=ScaffoldConfig(budget=0.5),
+        encoder=EncoderConfig(name="vit_base_patch16_224"),
+        refinement=RefinementConfig(heads=12),
+        decoder=DecoderConfig(blocks=6, heads=12, width=128, convolutions=10, fine=32),
+        geometry=GeometryConfig(hypotheses=8, features=32),
+        points=PointsConfig(blocks=4, width=128, heads=8),
         head=HeadConfig(width=128),
     )
 
 
-_SIZES: dict[str, Callable[[], SuperResolverConfig]] = {f.__name__: f for f in (tiny, small)}
+def large() -> SuperResolverConfig:
+    """ViT-L: for several large GPUs."""
+    return SuperResolverConfig(
+        scaffold=ScaffoldConfig(budget=0.5),
+        encoder=EncoderConfig(name="vit_large_patch16_224"),
+        refinement=RefinementConfig(heads=16),
+        decoder=DecoderConfig(blocks=8, heads=16, width=192, convolutions=16, fine=48),
+        geometry=GeometryConfig(hypotheses=8, features=48),
+        points=PointsConfig(blocks=6, width=192, heads=12),
+        head=HeadConfig(width=192),
+    )
+
+
+_SIZES: dict[str, Callable[[], SuperResolverConfig]] = {f.__name__: f for f in (tiny, small, base, large)}
 
 
 def list_models() -> list[str]:

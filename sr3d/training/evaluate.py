@@ -13,6 +13,7 @@ from sr3d.coarse import CoarseConfig, coarse_gaussians, upsampled_gaussians
 from sr3d.datasets.batch import Batch
 from sr3d.gaussians import Gaussians
 from sr3d.models import SuperResolver
+from sr3d.models.estimate import out_of_memory_explained
 from sr3d.rendering import Rendering, render
 from sr3d.training.metrics import COVERED_ALPHA, image_metrics
 
@@ -95,7 +96,8 @@ def evaluate(network: SuperResolver, batches: Iterable[Batch], config: CoarseCon
     values: dict[str, dict[str, list[Tensor]]] = {m: {} for m in METHODS}
     counts: dict[str, list[float]] = {m: [] for m in METHODS}
     for batch in batches:
-        drawn = draw_methods(network, batch, config)
+        with out_of_memory_explained("sr3d eval", network.config, batch.context.images):
+            drawn = draw_methods(network, batch, config)
         coverage.append(drawn.covered.float().mean(dim=(-2, -1)).flatten())
         for method in METHODS:
             counts[method].append(float((drawn.gaussians[method].opacities > 0).sum(dim=-1).float().mean()))

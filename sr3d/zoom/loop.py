@@ -16,6 +16,7 @@ from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.lod import Lod
 from sr3d.models import SuperResolver, with_lod
+from sr3d.models.estimate import out_of_memory_explained
 from sr3d.rendering import render
 from sr3d.scene import Scene
 from sr3d.zoom.path import zoom_centers
@@ -208,7 +209,8 @@ def _refine(
     if not fresh.any():
         return forest, parents[:0]
     # Parents that were split before take part: they hide what is behind them.
-    children, of = network.refine(forest.index(parents), views, network.config.factor)
+    with out_of_memory_explained("sr3d zoom", network.config, views.images):
+        children, of = network.refine(forest.index(parents), views, network.config.factor)
     new = fresh[of]
     children, links = _covering(children.index(new)), parents[of[new]]
     # What has no children of its own is shown by those of another view's Gaussian: it fades out as they fade in.
