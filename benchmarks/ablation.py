@@ -5,7 +5,7 @@
 ladder   every rung of configs/ablation is trained with the same samples, and tested on held-out procedural places with
          depth from stereo and with given depth; the error is split into texture and geometry
 views    the last rung on 1, 2, 4 and 8 input views of other places, the same target views for all
-overfit  the last rung on the views of a single place
+overfit  the network with its geometry branch on the views of a single place
 
 Trainings go on where they were stopped. Tables and plots are written to docs/ablation.md and docs/images.
 """
@@ -18,14 +18,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import torch
+from ablation_docs import BASELINES, SOURCES, write_docs
 from common import machine
-from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.progress import Progress
 
@@ -35,10 +35,9 @@ from sr3d.datasets.procedural import pack_procedural
 from sr3d.datasets.reader import BatchConfig, ClipBatches, ShardDataset
 from sr3d.datasets.views import ViewConfig
 from sr3d.models import SuperResolver
-from sr3d.training.evaluate import draw_methods
-from sr3d.training.split import KINDS, split_error
-
-matplotlib.use("agg")
+from sr3d.rendering import render
+from sr3d.training.evaluate import Drawn, draw_methods
+from sr3d.training.split import split_error
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNGS = {
@@ -50,8 +49,6 @@ RUNGS = {
     "+ recurrence": "6_recurrence",
 }
 FULL = "+ recurrence"
-SOURCES = ("sweep", "depth")
-BASELINES = ("coarse", "upsampled", "scaffold")
 # Nested sets of inputs of a clip of 12 views; none of them is a target.
 TARGETS = [2, 5, 8]
 INPUTS = {1: [6], 2: [0, 11], 4: [0, 4, 7, 11], 8: [0, 1, 3, 4, 6, 7, 9, 11]}
@@ -111,20 +108,38 @@ def train(name: str, config: str, folder: Path, steps: int, *extra: str) -> tupl
 
 
 @torch.no_grad()
-def score(network: SuperResolver, batches: list[Batch], source: str, *, split: bool) -> dict[str, dict[str, float]]:
-    """Means over target views, for every method."""
+def baselines(batches: list[Batch], source: str, network: SuperResolver) -> list[Drawn]:
+    """What needs no training, drawn once for all rungs."""
     config = CoarseConfig(source=source)
-    sums: dict[str, dict[str, list[float]]] = {}
+    out = []
     for batch in batches:
         drawn = draw_methods(network, batch, config)
-        parts = split_error(drawn, config) if split else {}
-        for method, gaussians in drawn.gaussians.items():
+        del drawn.renderings["sr3d"], drawn.gaussians["sr3d"]
+        out.append(drawn)
+    return out
+
+
+@torch.no_grad()
+def with_network(drawn: Drawn, network: SuperResolver) -> Drawn:
+    """The same batch drawn by a network, beside the coarse scene that says what is covered."""
+    inputs = drawn.batch.context
+    fine = network(drawn.gaussians["coarse"], inputs.images, inputs.posed())
+    rendering = render(fine, drawn.batch.target.posed(), lod=False)
+    return Drawn(drawn.batch, {"coarse": drawn.renderings["coarse"], "sr3d": rendering}, {"sr3d": fine})
+
+
+def score(drawings: list[Drawn], methods: Sequence[str], split: CoarseConfig | None) -> dict[str, dict[str, float]]:
+    """Means over target views, for every method; `split` places the two halves of the error."""
+    sums: dict[str, dict[str, list[float]]] = {m: {} for m in methods}
+    for drawn in drawings:
+        parts = {} if split is None else split_error(drawn, split)
+        for method in methods:
             values = {k: float(v.nanmean()) for k, v in drawn.metrics(method).items()}
             values |= {k: float(v.nanmean()) for k, v in parts.get(method, {}).items()}
-            values["gaussians"] = float((gaussians.opacities > 0).sum())
+            values["gaussians"] = float((drawn.gaussians[method].opacities > 0).sum())
             values["coverage"] = float(drawn.covered.float().mean())
             for key, value in values.items():
-                sums.setdefault(method, {}).setdefault(key, []).append(value)
+                sums[method].setdefault(key, []).append(value)
     return {m: {k: sum(v) / len(v) for k, v in values.items()} for m, values in sums.items()}
 
 
@@ -149,20 +164,18 @@ def ladder(folder: Path, sizes: Sizes, jobs: int, long: int) -> dict[str, object
 
         trained = dict(pool.map(run, runs.items()))
     batches = test_batches(folder / "shards" / "test")
+    networks = {name: SuperResolver.from_pretrained(checkpoint) for name, (checkpoint, _) in trained.items()}
     rows: list[dict[str, object]] = []
     for source in SOURCES:
+        config = CoarseConfig(source=source)
+        drawings = baselines(batches, source, networks[FULL])
+        base = score(drawings, BASELINES, config)
+        rows += [row(source, method, base[method], base) for method in BASELINES]
         for name in [*RUNGS, *(n for n in trained if n not in RUNGS)]:
-            checkpoint, seconds = trained[name]
-            network = SuperResolver.from_pretrained(checkpoint)
-            scores = score(network, batches, source, split=True)
-            if name == next(iter(RUNGS)):
-                rows += [row(source, method, scores[method], scores) for method in BASELINES]
-            steps = runs[name][1]
-            parameters = sum(p.numel() for p in network.parameters())
-            rows.append(
-                row(source, name, scores["sr3d"], scores)
-                | {"steps": steps, "parameters": parameters, "minutes": seconds / 60}
-            )
+            network = networks[name]
+            found = score([with_network(d, network) for d in drawings], ["sr3d"], config)["sr3d"]
+            size = {"steps": runs[name][1], "parameters": sum(p.numel() for p in network.parameters())}
+            rows.append(row(source, name, found, base) | size | {"minutes": trained[name][1] / 60})
             CONSOLE.print(source, name, {k: round(float(v), 2) for k, v in rows[-1].items() if isinstance(v, float)})
     return {"rows": rows, "places": len(batches)}
 
@@ -185,21 +198,18 @@ def views_study(folder: Path, checkpoint: Path) -> list[dict[str, object]]:
     """More inputs of the same places, the same targets."""
     network = SuperResolver.from_pretrained(checkpoint)
     clips = list(ShardDataset(folder / "shards" / "views"))
+    methods = ("coarse", "upsampled", "sr3d")
     rows: list[dict[str, object]] = []
     for source in SOURCES:
         for count, inputs in INPUTS.items():
             if source == "sweep" and count == 1:
                 continue  # one view has no parallax
             batches = [Batch.stack([make_batch(clip, inputs, TARGETS, 4, anywhere=True)]) for clip in clips]
-            scores = score(network, batches, source, split=False)
-            rows.append(
-                {"source": source, "views": count}
-                | {
-                    f"{m} {k}": scores[m][k]
-                    for m in ("coarse", "upsampled", "sr3d")
-                    for k in ("psnr", "psnr_covered", "coverage", "gaussians")
-                }
+            scores = score(
+                [draw_methods(network, batch, CoarseConfig(source=source)) for batch in batches], methods, None
             )
+            keys = ("psnr", "psnr_covered", "coverage", "gaussians")
+            rows.append({"source": source, "views": count} | {f"{m} {k}": scores[m][k] for m in methods for k in keys})
             CONSOLE.print(rows[-1])
     return rows
 
@@ -220,135 +230,13 @@ def overfit(folder: Path, sizes: Sizes) -> dict[str, object]:
         "--model.learning_rate=0.003",
     ]
     options += ["--model.network.scaffold.budget=null", "--model.network.head.color_bound=0.5"]
-    options += ["--model.loss.texture=0.2", "--model.loss.context=0.0"]
-    checkpoint, seconds = train(name, RUNGS[FULL], folder, sizes.overfit, *options)
+    options += ["--model.network.points=null", "--model.loss.texture=0.2", "--model.loss.context=0.0"]
+    checkpoint, seconds = train(name, RUNGS["+ geometry branch"], folder, sizes.overfit, *options)
     network = SuperResolver.from_pretrained(checkpoint)
-    config = BatchConfig(factor=4, views=ViewConfig(target=2))
-    scores = score(network, list(ClipBatches(shards, config, shuffle=False)), "depth", split=False)
+    batches = ClipBatches(shards, BatchConfig(factor=4, views=ViewConfig(target=2)), shuffle=False)
+    scores = score([draw_methods(network, b, CoarseConfig()) for b in batches], (*BASELINES, "sr3d"), None)
     keys = ("psnr", "psnr_covered", "coverage", "gaussians")
     return {"steps": sizes.overfit, "minutes": seconds / 60} | {m: {k: v[k] for k in keys} for m, v in scores.items()}
-
-
-def write_docs(results: dict[str, object], docs: Path) -> None:
-    """Plots, and the tables between the markers of docs/ablation.md."""
-    page = docs / "ablation.md"
-    text = page.read_text()
-    for name, table in {"ladder": ladder_table, "views": views_table, "overfit": overfit_table}.items():
-        if name in results:
-            start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-            head, rest = text.split(start, 1)
-            text = head + start + "\n" + table(results[name]) + "\n" + end + rest.split(end, 1)[1]
-    partial = page.with_suffix(".part")
-    partial.write_text(text)
-    partial.replace(page)
-    if "ladder" in results:
-        plot_ladder(results["ladder"]["rows"], docs / "images" / "ablation.png")
-    if "views" in results:
-        plot_views(results["views"], docs / "images" / "views.png")
-
-
-def ladder_table(found: dict) -> str:
-    """Markdown."""
-    lines = []
-    for source in SOURCES:
-        words = "depth by stereo" if source == "sweep" else "given depth"
-        lines += [f"\n{found['places']} places, {words}:\n"]
-        lines += [
-            "| | psnr_covered | − coarse | − upsampled | psnr | − upsampled | ssim "
-            "| true colours | true geometry | Gaussians / upsampled | parameters | steps | minutes |"
-        ]
-        lines += ["|---|" + "---|" * 12]
-        for r in found["rows"]:
-            if r["source"] != source:
-                continue
-            trained = f"{r['parameters'] / 1e6:.2f} M | {r['steps']} | {r['minutes']:.0f}" if "steps" in r else "| | "
-            lines.append(
-                f"| {r['name']} | {r['psnr_covered']:.2f} | {r['gain_coarse']:+.2f} | {r['gain']:+.2f} "
-                f"| {r['psnr']:.2f} "
-                f"| {r['gain_whole']:+.2f} | {r['ssim']:.3f} | {r['true colours']:.2f} | {r['true geometry']:.2f} "
-                f"| {r['share']:.2f} | {trained} |"
-            )
-        both = next(r["both"] for r in found["rows"] if r["source"] == source)
-        coverage = next(r["coverage"] for r in found["rows"] if r["source"] == source)
-        lines.append(f"\nThe truth for both: {both:.2f} dB. Covered: {coverage:.3f} of the pixels.")
-    return "\n".join(lines)
-
-
-def views_table(rows: list[dict]) -> str:
-    """Markdown."""
-    lines = [
-        "",
-        "| depth | views | coverage | coarse | upsampled | sr3d (covered) "
-        "| whole image: coarse | upsampled | sr3d | Gaussians |",
-    ]
-    lines += ["|---|" + "---|" * 9]
-    for r in rows:
-        covered = " | ".join(f"{r[f'{m} psnr_covered']:.2f}" for m in ("coarse", "upsampled", "sr3d"))
-        whole = " | ".join(f"{r[f'{m} psnr']:.2f}" for m in ("coarse", "upsampled", "sr3d"))
-        lines.append(
-            f"| {r['source']} | {r['views']} | {r['sr3d coverage']:.3f} | {covered} | {whole} "
-            f"| {r['sr3d gaussians']:,.0f} |"
-        )
-    return "\n".join(lines)
-
-
-def overfit_table(found: dict) -> str:
-    """Markdown."""
-    lines = [
-        "",
-        f"{found['steps']} steps, {found['minutes']:.0f} minutes; coverage {found['sr3d']['coverage']:.3f}.",
-        "",
-    ]
-    lines += ["| | psnr_covered | psnr |", "|---|---|---|"]
-    lines += [f"| {m} | {found[m]['psnr_covered']:.2f} | {found[m]['psnr']:.2f} |" for m in (*BASELINES, "sr3d")]
-    return "\n".join(lines)
-
-
-def plot_ladder(rows: list[dict], path: Path) -> None:
-    """Bars of PSNR, and of the two halves."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), sharey=True, layout="constrained")
-    for axis, source in zip(axes, SOURCES):
-        chosen = [r for r in rows if r["source"] == source]
-        for offset, key, color in (
-            (-0.27, "psnr_covered", "#1f77b4"),
-            (0, KINDS[0], "#ff9f4a"),
-            (0.27, KINDS[1], "#5ab45a"),
-        ):
-            axis.bar([i + offset for i in range(len(chosen))], [r[key] for r in chosen], 0.27, label=key, color=color)
-        low = min(r[k] for r in chosen for k in ("psnr_covered", *KINDS[:2]))
-        axis.set_ylim(low - 0.5)
-        axis.set_xticks(range(len(chosen)), [r["name"] for r in chosen], rotation=35, ha="right")
-        axis.set_title("depth by stereo" if source == "sweep" else "given depth")
-        axis.grid(axis="y", alpha=0.3)
-    axes[0].set_ylabel("PSNR on covered pixels, dB")
-    axes[0].legend(["sr3d", "true colours on its geometry", "its colours on true geometry"], fontsize=8)
-    figure.savefig(path, dpi=110)
-
-
-def plot_views(rows: list[dict], path: Path) -> None:
-    """Quality against the number of views."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
-    for axis, key in zip(axes, ("psnr_covered", "psnr")):
-        for source, style in zip(SOURCES, ("-", "--")):
-            chosen = [r for r in rows if r["source"] == source]
-            for method, color in (("coarse", "0.6"), ("upsampled", "#ff7f0e"), ("sr3d", "#1f77b4")):
-                label = f"{method}, {'stereo' if source == 'sweep' else 'given'} depth"
-                axis.plot(
-                    [r["views"] for r in chosen],
-                    [r[f"{method} {key}"] for r in chosen],
-                    style,
-                    marker="o",
-                    color=color,
-                    label=label,
-                )
-        axis.set_xscale("log", base=2)
-        axis.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-        axis.set_xlabel("input views")
-        axis.set_title("covered pixels" if key == "psnr_covered" else "whole image")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("PSNR, dB")
-    axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
