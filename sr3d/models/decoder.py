@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle
 from torch.utils.checkpoint import checkpoint
 
+from sr3d.errors import Sr3dError
+
 CELL = 4  # pixels per side of a cell of the grid on which the convolutions work, whatever the factor
 
 
@@ -104,12 +106,18 @@ class Decoder(nn.Module):
         evidence: Channels of the per-pixel inputs.
         matches: Channels of the geometry branch's cost volume; 0 without one.
         dense: Whether feature maps at high resolution are needed.
+
+    Raises:
+        Sr3dError: `heads` does not divide the token width.
     """
 
     def __init__(
         self, config: DecoderConfig, token_width: int, evidence: int, matches: int = 0, dense: bool = True
     ) -> None:
         super().__init__()
+        if token_width % config.heads:
+            expected = f"a divisor of the token width {token_width}"
+            raise Sr3dError("config", "model.network.decoder.heads", config.heads, expected)
         self.checkpointing = False
         self.blocks = nn.ModuleList(ViewBlock(token_width, config.heads) for _ in range(config.blocks))
         self.from_tokens = nn.Linear(token_width, config.width)

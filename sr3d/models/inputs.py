@@ -67,7 +67,8 @@ def prepare(
         upsampler: Enlarges images.
 
     Raises:
-        Sr3dError: Shapes disagree, the coarse scene has no level of detail, or it lies outside every view.
+        Sr3dError: Shapes disagree, the coarse scene has no level of detail, it lies outside every view, or
+            the views of a scene have nothing in common.
     """
     _check(coarse, images, cameras)
     large = cameras.resized(cameras.width * factor, cameras.height * factor)
@@ -75,7 +76,6 @@ def prepare(
     upsampled = upsampler(low.flatten(0, 1), factor)
     with torch.no_grad(), exact(images):
         drawn = render(coarse.detach(), large, lod=False)
-    _check_in_sight(drawn.alpha)
     unit = (drawn.depth.flatten(1).sum(1) / (drawn.depth > 0).flatten(1).sum(1).clamp_min(1)).clamp_min(1e-9)
     relative = torch.log(drawn.depth.clamp_min(1e-9) / unit[:, None, None, None]).clamp(-3, 3)
     relative = torch.where(drawn.depth > 0, relative, torch.zeros_like(relative))
@@ -165,11 +165,33 @@ def _check(coarse: Gaussians, images: Tensor, cameras: Cameras) -> None:
     if images.shape[:2] != cameras.K.shape[:2] or len(coarse.means) != len(images):
         found = f"images {tuple(images.shape[:2])}, cameras {tuple(cameras.K.shape[:2])}, scenes {len(coarse.means)}"
         raise Sr3dError(where, "views", found, "equal batch and view counts")
+    for i, problem in sight_problems(coarse, cameras):
+        number = f"scene {i} of the batch: " if len(images) > 1 else ""
+        raise Sr3dError(
+            where, "views", number + problem, "views of one place that see the coarse scene (units, poses?)"
+        )
 
 
-def _check_in_sight(alpha: Float[Tensor, "b v h w"]) -> None:
-    """Raise if a scene of the batch is not to be seen at all."""
-    for i, seen in enumerate((alpha > 0.5).flatten(1).any(dim=1).tolist()):
-        if not seen:
-            found = f"scene {i} of the batch is in the frustum of none of its {alpha.shape[1]} views"
-            raise Sr3dError("SuperResolver", "coarse", found, "views that see the coarse Gaussians (units, poses?)")
+def sight_problems(coarse: Gaussians, cameras: Cameras) -> list[tuple[int, str]]:
+    """Scenes of a batch that cannot be worked on, by what lies in the frustums of their views.
+
+    Args:
+        coarse: [B, M]
+        cameras: Input views, which have to share something if there are several. [B, V]
+
+    Returns:
+        Number in the batch, and what is wrong.
+    """
+    uv, depth = cameras.project(coarse.means)
+    size = torch.tensor([cameras.width, cameras.height], dtype=uv.dtype, device=uv.device)
+    solid = (coarse.opacities > 0)[:, None]
+    seen = solid & (depth > 0) & (uv >= 0).all(dim=-1) & (uv <= size).all(dim=-1)  # [B, V, M]
+    nothing = ~seen.flatten(1).any(dim=1)
+    alone = (seen.sum(dim=1) < 2).all(dim=1) if len(cameras) > 1 else torch.zeros_like(nothing)
+    out = []
+    for i, (none, apart) in enumerate(torch.stack([nothing, alone], dim=1).tolist()):
+        if none:
+            out.append((i, "the coarse scene lies outside the frustum of every input view"))
+        elif apart:
+            out.append((i, "no input view sees anything of another one"))
+    return out

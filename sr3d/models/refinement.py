@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sr3d.errors import Sr3dError
+
 
 @dataclass(kw_only=True)
 class RefinementConfig:
@@ -25,10 +27,15 @@ class Refinement(nn.Module):
 
     The paper takes tokens of the network that made the coarse Gaussians. Tokens of the *rendered* coarse scene let any
     source be refined.
+
+    Raises:
+        Sr3dError: `heads` does not divide the token width.
     """
 
     def __init__(self, config: RefinementConfig, width: int, patch: int, coarse_channels: int) -> None:
         super().__init__()
+        if width % config.heads:
+            raise Sr3dError("config", "model.network.refinement.heads", config.heads, f"a divisor of width {width}")
         self.embed = nn.Conv2d(coarse_channels, width, patch, stride=patch)
         self.patch = patch
         self.norm_own, self.norm_coarse = nn.LayerNorm(width), nn.LayerNorm(width)

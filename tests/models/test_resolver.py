@@ -166,6 +166,7 @@ def test_coarse_without_lod_counts_as_made_for_the_views() -> None:
     ("change", "field"),
     [
         ({"away": True}, "frustum"),
+        ({"apart": True}, "no input view sees anything of another one"),
         ({"factor": 4}, "factor"),
         ({"cameras": None}, "cameras"),
         ({"batched": True}, "coarse"),
@@ -178,6 +179,12 @@ def test_wrong_input_is_named(change: dict, field: str) -> None:
     one = coarse if "batched" in change else coarse[0]
     if "degree" in change:
         one = replace(one, sh=torch.zeros(len(one), 9, 3))
+    if "apart" in change:
+        # Seen from 100 units to the side, with Gaussians there as well.
+        aside = torch.tensor([100.0, 0.0, 0.0])
+        half = len(one) // 2
+        one = replace(one, means=torch.cat([one.means[:half], one.means[half:] + aside]))
+        cameras.world_to_cam[:, 1, :3, 3] -= aside
     if "away" in change:
         one = replace(one, means=one.means - torch.tensor([0.0, 0.0, 10.0]))
     shown: Cameras | None = cameras[0] if "cameras" not in change else None
