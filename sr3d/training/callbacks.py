@@ -33,19 +33,19 @@ class ProgressBar(RichProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._begin = (0.0, 0)
+        self._begin = (0.0, 0, 0.0)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note where and when the run begins."""
         super().on_train_start(trainer, pl_module)
-        self._begin = (time.perf_counter(), trainer.global_step)
+        self._begin = (time.perf_counter(), trainer.global_step, float(trainer.estimated_stepping_batches))
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, int | str | float | dict[str, float]]:
         """What the module puts on the bar, and `eta`, hours:minutes:seconds."""
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
-        started, first = self._begin
-        done, total = trainer.global_step - first, trainer.estimated_stepping_batches
+        started, first, total = self._begin
+        done = trainer.global_step - first
         if done > 0 and np.isfinite(total):
             left = (time.perf_counter() - started) * (total - trainer.global_step) / done
             items["eta"] = str(timedelta(seconds=round(max(0.0, left))))
