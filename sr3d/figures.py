@@ -95,14 +95,14 @@ def busiest_window(image: Float[Tensor, "h w 3"], size: int) -> tuple[int, int]:
 
 
 def read_curves(path: str | Path) -> dict[str, list[tuple[float, float]]]:
-    """(step, value) of every column of a Lightning CSV log.
+    """(step, value) of every column of a training's `metrics.csv`.
 
     Raises:
         Sr3dError: The file is missing or has no column `step`.
     """
     path = Path(path)
     if not path.is_file():
-        raise Sr3dError(path, "training log", "missing", "the metrics.csv of Lightning's CSVLogger")
+        raise Sr3dError(path, "training log", "missing", "the metrics.csv of sr3d.training.loggers.CSVLogger")
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     with path.open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
@@ -124,12 +124,14 @@ def curves_svg(curves: dict[str, list[tuple[float, float]]]) -> str:
     with plt.rc_context({**style, **grey}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
         _plot_loss(left, curves.get("train/loss", []))
-        sources = sorted({name.split("/")[1] for name in curves if name.startswith("val/")})
-        for color, source in zip(("#3b82f6", "#f59e0b", "#10b981"), sources):
+        # val/<data set>/x<factor>/<source>/<method>/<metric>
+        scored = [name.split("/") for name in curves if name.endswith("/sr3d/psnr_covered")]
+        for color, parts in zip(("#3b82f6", "#f59e0b", "#10b981", "#ef4444"), sorted(scored)):
             for method, line in (("sr3d", "-"), ("upsampled", "--")):
-                points = curves.get(f"val/{source}/{method}/psnr_covered", [])
+                points = curves.get("/".join([*parts[:-2], method, "psnr_covered"]), [])
                 if points:
-                    right.plot(*zip(*points), line, color=color, label=f"{method}, {source}", marker=".")
+                    label = f"{method}, {', '.join(parts[1:-2])}"
+                    right.plot(*zip(*points), line, color=color, label=label, marker=".")
         right.set(xlabel="step", ylabel="PSNR on covered pixels, dB", title="validation")
         if right.has_data():
             right.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -187,3 +187,9 @@ def test_typical_depth_of_maps_and_of_points() -> None:
 def test_overlap_halves_with_half_a_frame() -> None:
     seen = capture._overlaps(line(2, 1.0), 2.0)
     assert seen[0, 0] == 1 and math.isclose(seen[0, 1], 0.5)
+
+
+def test_validation_curves_name_data_set_factor_and_source() -> None:
+    curves = {f"val/rooms/x4/sweep/{m}/psnr_covered": [(0.0, 20.0), (9.0, 21.0)] for m in ("sr3d", "upsampled")}
+    svg = figures.curves_svg(curves)
+    assert "sr3d, rooms, x4, sweep" in svg and "upsampled, rooms, x4, sweep" in svg
