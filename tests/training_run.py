@@ -9,9 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 import yaml
 
+from sr3d.coarse import CoarseConfig
+from sr3d.datasets.batch import Batch
+from sr3d.datasets.reader import BatchConfig, ClipBatches
+from sr3d.datasets.views import ViewConfig
+from sr3d.models.decoder import DecoderConfig
+from sr3d.models.encoder import EncoderConfig
+from sr3d.models.refinement import RefinementConfig
+from sr3d.models.resolver import SuperResolverConfig
+from sr3d.models.scaffold import ScaffoldConfig
+from sr3d.training.augment import AugmentConfig
+from sr3d.training.checkpoints import AtomicCheckpointIO
 from sr3d.training.cli import run
+from sr3d.training.losses import LossConfig
 from sr3d.training.module import SuperResolverModule
 from sr3d.training.samples import clip_names
 
@@ -96,6 +109,44 @@ def write_config(folder: Path, shards: Path, *, steps: int, pause: float = 0.0, 
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def small_network(**options: Any) -> SuperResolverConfig:
+    """A network that takes milliseconds, factor 4."""
+    return SuperResolverConfig(
+        scaffold=ScaffoldConfig(grid=2),
+        encoder=EncoderConfig(options={"embed_dim": 24, "depth": 1, "num_heads": 2}),
+        refinement=RefinementConfig(heads=2),
+        decoder=DecoderConfig(blocks=1, heads=2, width=16, fine=8),
+        **options,
+    )
+
+
+def small_module(network: SuperResolverConfig | None = None, **options: Any) -> SuperResolverModule:
+    """A module on `small_network`, depth as given, without augmentation."""
+    values: dict[str, Any] = {"loss": LossConfig(), "sources": ["depth"], "warmup_steps": 2, "learning_rate": 1e-3}
+    return SuperResolverModule(
+        network=network or small_network(), coarse=CoarseConfig(), augmentation=AugmentConfig(), **values | options
+    )
+
+
+def small_batches(worlds: Path, count: int, clips: int = 2, views: int = 2) -> list[Batch]:
+    """The first batches of the training worlds, on end."""
+    config = BatchConfig(factor=4, batch_size=clips, views=ViewConfig(context=views, target=1))
+    batches = list(ClipBatches(worlds / "train", config, shuffle=False))
+    return [batches[i % len(batches)] for i in range(count)]
+
+
+def fit(module: SuperResolverModule, batches: list[Batch], folder: Path, **options: Any) -> lightning.Trainer:
+    """Train on a list of batches, one step each."""
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, default_root_dir=folder, max_steps=len(batches), limit_val_batches=0,
+        plugins=[AtomicCheckpointIO()], **options,
+    )  # fmt: skip
+    loader: Any = torch.utils.data.DataLoader(batches, batch_size=None)
+    trainer.fit(module, loader)
+    return trainer
 
 
 if __name__ == "__main__":

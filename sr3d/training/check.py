@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -65,11 +65,13 @@ def check_warmup(warmup: int, total: int) -> None:
         raise Sr3dError("config", "model.warmup_steps", warmup, f"fewer than the {total} steps of the training")
 
 
-def check_run(factor: int | float, network: SuperResolverConfig, warmup: int, steps: int, precision: str) -> None:
+def check_run(
+    factors: Sequence[tuple[str, int | float]], network: SuperResolverConfig, warmup: int, steps: int, precision: str
+) -> None:
     """What model, data and trainer have to agree on.
 
     Args:
-        factor: Of the data.
+        factors: Keys of the data, and the factors that they ask for.
         network: Architecture.
         warmup: Steps of the warm-up.
         steps: Optimiser steps of the trainer; −1 if it counts epochs.
@@ -78,10 +80,11 @@ def check_run(factor: int | float, network: SuperResolverConfig, warmup: int, st
     Raises:
         Sr3dError: Names the key.
     """
-    factors = sorted({network.factor, *network.factors})
-    if factor not in factors:
-        expected = f"one of {factors} (model.network.factor, model.network.factors)"
-        raise Sr3dError("config", "data.factor", factor, expected)
+    known = sorted({network.factor, *network.factors})
+    for key, factor in factors:
+        if factor not in known:
+            expected = f"one of {known} (model.network.factor, model.network.factors)"
+            raise Sr3dError("config", key, factor, expected)
     if steps > 0:
         check_warmup(warmup, steps)
     if precision not in ("32-true", "bf16-mixed"):

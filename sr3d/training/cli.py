@@ -30,6 +30,20 @@ class TrainingCLI(LightningCLI):
         text = "Go on from the newest checkpoint of this configuration, if there is one; requeued SLURM jobs always do."
         parser.add_argument("--resume", type=bool, default=False, help=text)
 
+    def instantiate_classes(self) -> None:
+        """Model, data and trainer.
+
+        Raises:
+            Sr3dError: A setting is out of range.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # What an optional group of settings says about itself is the cause of the parser's own error.
+            if isinstance(error.__cause__, Sr3dError):
+                raise error.__cause__ from None
+            raise
+
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """A trainer whose checkpoints are whole or not there; under SLURM one that is requeued."""
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
@@ -49,7 +63,7 @@ class TrainingCLI(LightningCLI):
         """
         module, data, trainer = self.model, self.datamodule, self.trainer
         network = module.network.config
-        check_run(data.train_config.factor, network, module.warmup_steps, trainer.max_steps, trainer.precision)
+        check_run(_factors(data), network, module.warmup_steps, trainer.max_steps, trainer.precision)
 
     def before_fit(self) -> None:
         """Find the checkpoint to go on from.
@@ -70,6 +84,14 @@ class TrainingCLI(LightningCLI):
         path = newest_checkpoint(folders)
         rank_zero_info(f"no checkpoint yet in {', '.join(map(str, folders))}" if path is None else f"resuming {path}")
         config["ckpt_path"] = None if path is None else str(path)
+
+
+def _factors(data: ClipDataModule) -> list[tuple[str, int | float]]:
+    """Keys of a data module and the factors that they ask for."""
+    config = data.train_config
+    stages = config.curriculum.stages if config.curriculum is not None else []
+    drawn = [("data.curriculum.stages", factor) for stage in stages for factor in stage.factors or []]
+    return [("data.factor", config.factor), *drawn, *(("data.val_factors", f) for f in data.val_factors)]
 
 
 def main(args: list[str] | None = None) -> lightning.Trainer:

@@ -1,4 +1,4 @@
-"""Steps that must not happen: gradients that are not finite, clips that nothing can be learned from."""
+"""Steps that must not happen: losses and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from sr3d.errors import Sr3dError
-from sr3d.gaussians import Gaussians
-from sr3d.scene import Scene
 
 
 class Guard:
@@ -64,29 +62,3 @@ def not_finite(
     if bad or math.isfinite(size):
         return bad
     return [f"gradients that are not finite, of {', '.join(n for clips in names for n in clips)}"]
-
-
-def unusable(coarse: Gaussians, context: Scene) -> list[tuple[int, str]]:
-    """Clips of a batch from which nothing can be learned, and why.
-
-    Args:
-        coarse: [B, M]
-        context: The input views [B, V]. Those of one clip have to share something, if there are several.
-
-    Returns:
-        Number in the batch and reason of each.
-    """
-    cameras = context.posed()
-    uv, depth = cameras.project(coarse.means)
-    size = torch.tensor([cameras.width, cameras.height], dtype=uv.dtype, device=uv.device)
-    solid = (coarse.opacities > 0)[:, None]
-    seen = solid & (depth > 0) & (uv >= 0).all(dim=-1) & (uv <= size).all(dim=-1)  # [B, V, M]
-    nothing = ~seen.flatten(1).any(dim=1)
-    alone = (seen.sum(dim=1) < 2).all(dim=1) if len(cameras) > 1 else torch.zeros_like(nothing)
-    out = []
-    for i, (none, apart) in enumerate(torch.stack([nothing, alone], dim=1).tolist()):
-        if none:
-            out.append((i, "the coarse scene lies outside every input view"))
-        elif apart:
-            out.append((i, "no input view sees anything of another one"))
-    return out

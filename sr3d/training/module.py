@@ -18,6 +18,8 @@ from sr3d.datasets.batch import Batch
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.models.checkpoint import CONFIG_KEY, PREFIX, network_entries
+from sr3d.models.estimate import out_of_memory_explained
+from sr3d.models.inputs import sight_problems
 from sr3d.models.prediction import Prediction
 from sr3d.models.registry import create_model, list_models
 from sr3d.models.resolver import SuperResolver, SuperResolverConfig
@@ -27,9 +29,9 @@ from sr3d.training.check import changed_keys, check_module, check_warmup
 from sr3d.training.compilation import compile_dense
 from sr3d.training.ema import Ema
 from sr3d.training.evaluate import Drawn, draw_methods, with_source
-from sr3d.training.guard import Guard, not_finite, unusable
+from sr3d.training.guard import Guard, not_finite
 from sr3d.training.losses import LossConfig, Losses
-from sr3d.training.memory import check_budget, most_gaussians, out_of_memory_explained
+from sr3d.training.memory import check_budget, most_gaussians
 from sr3d.training.perceptual import Net
 from sr3d.training.processes import any_process, gather, mean_over_processes
 from sr3d.training.randomness import random_states, restore_random_states
@@ -166,10 +168,10 @@ class SuperResolverModule(lightning.LightningModule):
         per_process = self.trainer.accumulate_grad_batches * size
         first = self.global_rank * per_process + pending.clips
         pending.clips += size
-        with self._float32(), out_of_memory_explained(self.network.config, batch):
+        with self._float32(), self._memory(batch):
             batch, sources = draw_batch(batch, self.sources, self.augmentation, self.seed, self.global_step, first)
             coarse = coarse_of(batch.context, sources, self.coarse)
-            bad = unusable(coarse, batch.context)
+            bad = sight_problems(coarse, batch.context.posed())
             self._watch.mark("coarse")
             if bad:
                 pending.problems += [f"{clip_names(batch)[i]}: {reason}" for i, reason in bad]
@@ -203,8 +205,7 @@ class SuperResolverModule(lightning.LightningModule):
             Sr3dError: Out of memory.
         """
         self._watch.mark()
-        batch = None if self.step is None else self.step.batch
-        with out_of_memory_explained(self.network.config, batch):
+        with contextlib.nullcontext() if self.step is None else self._memory(self.step.batch):
             super().backward(loss, *args, **kwargs)
         self._watch.mark("backward")
 
@@ -272,7 +273,7 @@ class SuperResolverModule(lightning.LightningModule):
             Sr3dError: Out of memory.
         """
         drawings: dict[str, Drawn] = {}
-        with self._float32(), out_of_memory_explained(self.network.config, batch):
+        with self._float32(), self._memory(batch):
             for source in self.sources:
                 drawings[source] = draw_methods(self.network, batch, with_source(self.coarse, source))
                 self.scores.add(batch, source, drawings[source])
@@ -334,6 +335,11 @@ class SuperResolverModule(lightning.LightningModule):
         if self._loaded_ema is not None:
             self.ema.load(self._loaded_ema, self._loaded_updates)
             self._loaded_ema = None
+
+    def _memory(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
+        """Explains what a batch needed where memory runs out."""
+        images, factor, training = batch.context.images, batch_factor(batch), self.training
+        return out_of_memory_explained("training", self.network.config, images, factor, training=training)
 
     @contextlib.contextmanager
     def _float32(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -40,4 +40,4 @@ def gather(value: T) -> list[T]:
         return [value]
     out: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(out, value)
-    return out  # type: ignore[return-value]
+    return cast(list[T], out)

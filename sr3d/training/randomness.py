@@ -29,11 +29,12 @@ def restore_random_states(states: dict[str, UInt8[Tensor, "ranks bytes"]], rank:
     torch.set_rng_state(own["torch"])
     if "cuda" in own and torch.cuda.is_available():
         torch.cuda.set_rng_state(own["cuda"])
-    words, gauss = _apart(own["python"])
-    random.setstate((3, tuple(words), None if math.isnan(gauss) else gauss))
     words, gauss = _apart(own["numpy"])
     normal = (0, 0.0) if math.isnan(gauss) else (1, gauss)
     mtrand.set_state(("MT19937", np.array(words[:-1], np.uint32), words[-1], *normal))
+    # Last, because checks of types at run time draw from Python's generator.
+    words, gauss = _apart(own["python"])
+    random.setstate((3, tuple(words), None if math.isnan(gauss) else gauss))
 
 
 def _own() -> dict[str, Tensor]:

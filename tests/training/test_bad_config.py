@@ -1,0 +1,98 @@
+"""Configs that cannot work end before any data is read: exit status 2, one line, the key in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from training_run import write_config
+
+from sr3d.datasets.datamodule import ClipDataModule
+from sr3d.training import cli
+
+NOWHERE = "no/such/shards"
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for name in path:
+        values = values.setdefault(name, {})
+    values[last] = value
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"model.lerning_rate": 1e-3}, "lerning_rate"),
+        ({"model.network.encodr": {"name": "x"}}, "encodr"),
+        ({"model.network.refinement.hads": 2}, "hads"),
+        ({"trainer.max_stps": 3}, "max_stps"),
+        ({"data.views.contxt": 2}, "contxt"),
+        ({"model.loss.ssin": 1.0}, "ssin"),
+        ({"model.learning_rate": 0.0}, "model.learning_rate"),
+        ({"model.warmup_steps": -1}, "model.warmup_steps"),
+        ({"model.warmup_steps": 40}, "model.warmup_steps"),
+        ({"model.weight_decay": -0.1}, "model.weight_decay"),
+        ({"model.ema_decay": 1.0}, "model.ema_decay"),
+        ({"model.ema_decay": -0.5}, "model.ema_decay"),
+        ({"model.max_gaussians": 0}, "model.max_gaussians"),
+        ({"model.max_skipped": 0}, "model.max_skipped"),
+        ({"model.sources": []}, "model.sources"),
+        ({"model.loss": {"mse": -1.0}}, "model.loss.mse"),
+        ({"model.loss": {"mse": 0.0, "dssim": 0.0, "context": 0.0}}, "model.loss"),
+        ({"model.loss.geometry": 0.1, "model.network.geometry": None}, "model.loss.geometry"),
+        ({"model.loss.semantic": 0.1}, "model.loss.semantic"),
+        ({"model.network.refinement.heads": 5}, "model.network.refinement.heads"),
+        ({"model.network.decoder.heads": 5}, "model.network.decoder.heads"),
+        ({"model.network.encoder.options.num_heads": 5}, "model.network.encoder"),
+        ({"model.network": "no-such-network"}, "no-such-network"),
+        ({"data.factor": 2}, "data.factor"),
+        ({"data.val_factors": [4, 8]}, "data.val_factors"),
+        ({"data.curriculum": {"stages": [{"start": 5, "factors": [2, 4]}]}}, "data.curriculum"),
+        ({"data.global_batch_size": 0}, "global_batch_size"),
+        ({"data.views.context": 0}, "context"),
+        ({"trainer.precision": "bf16-true"}, "trainer.precision"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_a_bad_config_ends_before_data_is_read(
+    changes: dict[str, Any],
+    key: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ClipDataModule, "setup", lambda self, stage: pytest.fail("data was looked at"))
+    path = write_config(tmp_path, Path(NOWHERE), steps=40)
+    values = yaml.safe_load(path.read_text())
+    for name, value in changes.items():
+        _set(values, name, value)
+    path.write_text(yaml.safe_dump(values))
+    monkeypatch.setattr("sys.argv", ["train.py", "fit", "--config", str(path)])
+    try:
+        status = cli.run()
+    except SystemExit as end:
+        status = end.code
+    errors = capsys.readouterr().err
+    assert status == 2 and "Traceback" not in errors
+    assert key in errors[errors.index("error: ") :]
+
+
+def test_a_good_config_gets_as_far_as_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config(tmp_path, Path(NOWHERE), steps=40)
+    monkeypatch.setattr("sys.argv", ["train.py", "fit", "--config", str(path)])
+    assert cli.run() == 2
+    assert f"error: {NOWHERE}/" in capsys.readouterr().err
+
+
+def test_resuming_needs_a_folder_that_stays(worlds: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path, worlds, steps=40)
+    values = yaml.safe_load(path.read_text())
+    del values["trainer"]["callbacks"][1]["init_args"]["dirpath"]
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match="dirpath of ModelCheckpoint"):
+        cli.main(["fit", "--config", str(path), "--resume", "true"])
