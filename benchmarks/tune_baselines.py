@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sr3d import Gaussians, Scene, render
-from sr3d.coarse import CoarseConfig, coarse_gaussians, estimate_depth, upsampled_gaussians
+from sr3d.coarse import CoarseConfig, DepthSource, coarse_gaussians, estimate_depth, upsampled_gaussians
 from sr3d.datasets import World
 
 FACTOR = 4
@@ -34,7 +34,7 @@ class Case:
     covered: Tensor
 
 
-def make_cases(seeds: int, size: int, source: str) -> list[Case]:
+def make_cases(seeds: int, size: int, source: DepthSource) -> list[Case]:
     """One case per training world; measured depth takes the place of the given one, to be estimated only once."""
     cases = []
     for seed in range(seeds):
@@ -43,7 +43,7 @@ def make_cases(seeds: int, size: int, source: str) -> list[Case]:
         inputs = world.render(cameras.index([0, 2]))
         target = world.render(cameras.index([1]).resized(FACTOR * size, FACTOR * size))
         covered = render(coarse_gaussians(inputs, CoarseConfig()), target.cameras).alpha > 0.8
-        config = CoarseConfig(source=source)  # type: ignore[arg-type]
+        config = CoarseConfig(source=source)
         cases.append(Case(replace(inputs, depths=estimate_depth(inputs, config)[0]), target, covered))
     return cases
 

@@ -220,7 +220,7 @@ class Gaussians:
         else:
             write_ply(self, path)
 
-    def _map(self, f) -> Gaussians:  # type: ignore[no-untyped-def]
+    def _map(self, f: Callable[[Tensor, int], Tensor]) -> Gaussians:
         """Apply f(tensor, axis of N counted from the end) to every tensor but those of `lod`."""
         return replace(
             self,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 DepthEnlargement = Literal["nearest", "bilinear", "edge", "joint"]
+DepthSource = Literal["depth", "sweep"]
 
 
 @dataclass
@@ -68,7 +69,7 @@ class CoarseConfig:
         enlargement: How `upsampled_gaussians` enlarges depth (see `sr3d.coarse.enlarge_depth`).
     """
 
-    source: Literal["depth", "sweep"] = "depth"
+    source: DepthSource = "depth"
     sigma: float = 0.45
     thickness: float = 0.1
     opacity: float = 0.99

@@ -15,7 +15,8 @@ from sr3d.gaussians import Gaussians
 from sr3d.models.budget import home_views, plan_split
 from sr3d.models.conditioning import Conditioner, ConditioningConfig
 from sr3d.models.decoder import CELL, Decoder, DecoderConfig, Maps
-from sr3d.models.encoder import Encoder, EncoderConfig, mean_axes, plucker_rays
+from sr3d.models.describe import DESCRIPTION, describe, places, to_surface
+from sr3d.models.encoder import Encoder, EncoderConfig, plucker_rays
 from sr3d.models.gather import GatherConfig, Sight, fuse, locate, normalised, sample
 from sr3d.models.geometry import Geometry, GeometryConfig
 from sr3d.models.head import HeadConfig, OffsetHead
@@ -31,7 +32,6 @@ from sr3d.rendering import rgb_to_sh
 from sr3d.rendering.sh import SH_C0
 from sr3d.scene import Scene
 
-_DESCRIPTION = 16  # numbers about each child, see `_describe`
 _SLOTS = 4
 
 
@@ -103,7 +103,7 @@ class SuperResolver(nn.Module):
         self.geometry = None if geometry is None else Geometry(geometry, SHOWN_CHANNELS, CELL)
         matches = 0 if self.geometry is None else self.geometry.channels
         self.decoder = Decoder(config.decoder, width, evidence, matches, dense=config.head is not None)
-        inputs = 2 * config.decoder.fine + _DESCRIPTION + _SLOTS
+        inputs = 2 * config.decoder.fine + DESCRIPTION + _SLOTS
         self.points = None if points is None else PointTransformer(points, inputs)
         sh, semantic = (config.sh_degree + 1) ** 2, 0 if semantics is None else semantics.width
         head = config.head
@@ -309,14 +309,14 @@ class SuperResolver(nn.Module):
         if self.head is None or maps.features is None:
             return None
         fine = sample(maps.features, sight.uv)
-        described = _describe(children.gaussians, sight, views)
+        described = describe(children.gaussians, sight, views)
         features = torch.cat([fuse(fine, sight.weights), fuse(fine, sight.home), described], dim=1).mT
         features = torch.cat([features, children.slots], dim=-1)
         if self.points is not None:
             with exact(features):
-                places = _places(children.gaussians.means.detach(), views)
+                positions = places(children.gaussians.means.detach(), views)
             # One scene is never padded; without a mask, attention has faster kernels.
-            features = self.points(features, places, children.parents >= 0 if len(places) > 1 else None)
+            features = self.points(features, positions, children.parents >= 0 if len(positions) > 1 else None)
         raw: Tensor = self.head(features)
         return raw if before is None else before + raw
 
@@ -335,7 +335,7 @@ class SuperResolver(nn.Module):
         if maps.depth is not None and self.config.geometry is not None:
             log_depth = self.config.geometry.reach * torch.tanh(maps.depth)
             depths = views.surface * torch.exp(log_depth[:, :, 0])
-            snap = _to_surface(depths, sight)
+            snap = to_surface(depths, sight)
         if self.head is not None and raw is not None:
             away = scaffold.means[:, None] - views.cameras.positions[:, :, None]
             share = torch.where(sight.home.sum(dim=1, keepdim=True) > 0, sight.home, sight.weights)
@@ -350,20 +350,6 @@ class SuperResolver(nn.Module):
             depths=depths,
             residuals=residuals,
         )
-
-
-def _to_surface(depths: Float[Tensor, "b v h w"], sight: Sight) -> Float[Tensor, "b n"]:
-    """How far the surface of a point's home view lies behind it, as a share of its depth; 0 where there is none."""
-    # The nearest pixel: between two surfaces there is nothing.
-    front = sample(depths[:, :, None], sight.uv, mode="nearest")[:, :, 0]
-    gap = torch.where(front > 0, front / sight.depth.clamp_min(1e-9) - 1, torch.zeros_like(front))
-    return (gap.clamp(-0.5, 0.5) * sight.home).sum(dim=1)
-
-
-def _places(points: Float[Tensor, "b n 3"], views: Views) -> Float[Tensor, "b n 3"]:
-    """Points in the mean camera's axes, from the mean camera's position, in mean depths."""
-    origin = views.cameras.positions.mean(dim=1, keepdim=True)
-    return torch.einsum("bij,bnj->bni", mean_axes(views.cameras), points - origin) / views.unit[:, None, None]
 
 
 def _sum(before: Maps | None, maps: Maps) -> Maps:
@@ -382,21 +368,3 @@ def _unsqueeze(gaussians: Gaussians) -> Gaussians:
     lod = gaussians.lod
     batched = gaussians._map(lambda t, axis: t[None])
     return replace(batched, lod=None if lod is None else lod.map(lambda t: t[None]))
-
-
-def _describe(scaffold: Gaussians, sight: Sight, views: Views) -> Float[Tensor, "b 16 n"]:
-    """What is known of each child besides image features; nothing here depends on the world's frame or unit."""
-    assert scaffold.lod is not None
-    colors = sample(views.images, sight.uv)
-    own = (0.5 + SH_C0 * scaffold.sh[..., 0, :]).clamp(0, 1).mT
-    opacity = torch.logit(scaffold.opacities.clamp(1e-3, 1 - 1e-3))
-    size = torch.log((scaffold.scales.prod(dim=-1) / scaffold.lod.native**3).clamp(1e-9, 1e9)) / 3
-    footprint = views.cameras.footprint(sight.depth.clamp_min(1e-9)) / scaffold.lod.native[:, None]
-    zoom = (torch.log(footprint.clamp(1e-3, 1e3)) * sight.weights).sum(dim=1)
-    at_home = (sight.visible * sight.home).sum(dim=1)
-    behind = (sight.behind * sight.home).sum(dim=1)
-    numbers = [sight.visible.mean(dim=1), (sight.behind * sight.seen).sum(dim=1), opacity / 4, size, zoom, at_home]
-    numbers.append(behind)
-    return torch.cat(
-        [fuse(colors, sight.home) - own, fuse(colors, sight.seen) - own, own, torch.stack(numbers, dim=1)], dim=1
-    )

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sr3d.coarse import CoarseConfig, coarse_gaussians, upsampled_gaussians
+from sr3d.coarse import CoarseConfig, DepthSource, coarse_gaussians, upsampled_gaussians
 from sr3d.datasets.batch import Batch
 from sr3d.gaussians import Gaussians
 from sr3d.models import SuperResolver
@@ -114,6 +114,6 @@ def evaluate(network: SuperResolver, batches: Iterable[Batch], config: CoarseCon
     return Evaluation(coverage=float(joined.mean()), scores=scores, views=len(joined))
 
 
-def with_source(config: CoarseConfig, source: str) -> CoarseConfig:
-    """The same coarse stage on another source of depth: "depth" or "sweep"."""
-    return replace(config, source=source)  # type: ignore[arg-type]
+def with_source(config: CoarseConfig, source: DepthSource) -> CoarseConfig:
+    """The same coarse stage on another source of depth."""
+    return replace(config, source=source)

@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sr3d.coarse import CoarseConfig
+from sr3d.coarse import CoarseConfig, DepthSource
 from sr3d.datasets.batch import Batch
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
@@ -80,7 +80,7 @@ class SuperResolverModule(lightning.LightningModule):
         self,
         network: SuperResolverConfig | str,
         coarse: CoarseConfig,
-        sources: list[Literal["depth", "sweep"]],
+        sources: list[DepthSource],
         loss: LossConfig,
         augmentation: AugmentConfig,
         learning_rate: float = 1e-3,

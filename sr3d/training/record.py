@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from sr3d.coarse import DepthSource
 from sr3d.datasets.batch import Batch
 from sr3d.models.prediction import Prediction
 
@@ -25,7 +26,7 @@ class StepRecord:
     """
 
     batch: Batch
-    sources: list[str]
+    sources: list[DepthSource]
     prediction: Prediction
     losses: dict[str, Tensor]
     seconds: dict[str, float]

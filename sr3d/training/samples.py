@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sr3d.cameras import Cameras
-from sr3d.coarse import CoarseConfig, coarse_gaussians
+from sr3d.coarse import CoarseConfig, DepthSource, coarse_gaussians
 from sr3d.datasets.batch import Batch
 from sr3d.gaussians import Gaussians
 from sr3d.lod import Lod
@@ -41,8 +41,8 @@ def batch_factor(batch: Batch) -> int:
 
 
 def draw_batch(
-    batch: Batch, sources: Sequence[str], augmentation: AugmentConfig, seed: int, step: int, first: int
-) -> tuple[Batch, list[str]]:
+    batch: Batch, sources: Sequence[DepthSource], augmentation: AugmentConfig, seed: int, step: int, first: int
+) -> tuple[Batch, list[DepthSource]]:
     """Augment every clip, and choose its source of depth.
 
     A function of (seed, step, number of the clip in the global batch): it does not matter which process does it.
@@ -58,7 +58,8 @@ def draw_batch(
     Returns:
         The augmented batch, and the source of each clip.
     """
-    parts, chosen = [], []
+    parts: list[Batch] = []
+    chosen: list[DepthSource] = []
     for i, clip in enumerate(split_batch(batch)):
         draw = random.Random(f"{seed}-{step}-{first + i}")
         chosen.append(draw.choice(list(sources)))
@@ -67,7 +68,7 @@ def draw_batch(
     return Batch.stack(parts), chosen
 
 
-def coarse_of(context: Scene, sources: Sequence[str], config: CoarseConfig) -> Gaussians:
+def coarse_of(context: Scene, sources: Sequence[DepthSource], config: CoarseConfig) -> Gaussians:
     """Coarse Gaussians [B, M] of the input views [B, V], each clip by its own source of depth."""
     if len(set(sources)) == 1:
         return coarse_gaussians(context, with_source(config, sources[0]))
