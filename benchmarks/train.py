@@ -55,8 +55,8 @@ def add_table(report: Report, title: str, rows: Sequence[dict[str, object]]) -> 
 def reading_of(job: Job) -> str:
     """How it reads."""
     if job.workers:
-        return f"{job.workers} worker processes"
-    return f"{job.threads} threads" if job.threads else "in the training process"
+        return f"workers {job.workers}"
+    return f"threads {job.threads}" if job.threads else "in the training process"
 
 
 def about_reading(job: Job) -> bool:
@@ -85,7 +85,7 @@ def step_row(job: Job, found: dict[str, Any]) -> dict[str, object]:
 
 def split_row(job: Job, found: dict[str, Any]) -> dict[str, object]:
     """Parts of a training step."""
-    shares = {part: 100 * s / found["mean_step_s"] for part, s in found["parts_s"].items()}
+    shares = {f"{part} %": 100 * s / found["mean_step_s"] for part, s in found["parts_s"].items()}
     return {**described(job), **as_trained(job), **shares}
 
 
@@ -217,7 +217,7 @@ def study(report: Report, models: Sequence[str], folder: Path, sizes: Sequence[i
     add_table(report, "Training steps that wait for data", [data_row(*pair) for pair in read])
     title = "Training steps (products of matrices: 2000³ fp32 on a CPU, 8192³ bf16 on a GPU; FLOP use: share of theirs)"
     add_table(report, title, [step_row(*pair) for pair in direct])
-    title = "Parts of a training step, %"
+    title = "Parts of a training step"
     add_table(report, title, [split_row(*pair) for pair in direct if "failed" not in pair[1]])
     inference = [inference_row(*pair) for pair in results if pair[0].kind == "inference"]
     add_table(report, f"Inference from {VIEWS} views (SR3R: 1.69 s for 64² → 256²)", inference)
