@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -193,26 +194,31 @@ def _pick(gaussians: Gaussians, index: Int[Tensor, "b a"]) -> Gaussians:
 
 
 @lru_cache(maxsize=8)
-def _shuffle_opacities(beta: float, axis_shrink: float) -> tuple[Tensor, Tensor]:
+def _shuffle_opacities(beta: float, axis_shrink: float) -> tuple[np.ndarray, np.ndarray]:
     """Child opacities 0..1, rising, and the parent opacities that they stand for.
 
     Six overlapping copies of a parent's opacity would be too thick. Seen along a principal axis (whichever: the picture
     is the same up to an affine map), parent and children have to hide the same total of what is behind them.
     """
-    child = torch.linspace(0, 1, 257, dtype=torch.float64) ** 2
-    x = torch.linspace(-5, 5, 101, dtype=torch.float64)
-    wide = torch.exp(-0.5 * x**2)
-    narrow = torch.exp(-0.5 * ((x - beta) * axis_shrink) ** 2)
-    kernels = [narrow[:, None] * wide, narrow.flip(0)[:, None] * wide, wide[:, None] * narrow]
-    kernels += [wide[:, None] * narrow.flip(0), wide[:, None] * wide, wide[:, None] * wide]
-    through = torch.stack([1 - child[:, None, None] * kernel for kernel in kernels]).prod(dim=0)
-    parent = (1 - through).sum(dim=(1, 2)) / (wide[:, None] * wide).sum()
-    return child, parent
+    child = np.linspace(0, 1, 257) ** 2
+    x = np.linspace(-5, 5, 101)
+    wide = np.exp(-0.5 * x**2)
+    narrow = np.exp(-0.5 * ((x - beta) * axis_shrink) ** 2)
+    through = np.ones((257, 101, 101))
+    for across, along in (
+        (narrow, wide),
+        (narrow[::-1], wide),
+        (wide, narrow),
+        (wide, narrow[::-1]),
+        *[(wide, wide)] * 2,
+    ):
+        through *= 1 - child[:, None, None] * across[:, None] * along
+    return child, (1 - through).sum(axis=(1, 2)) / (wide[:, None] * wide).sum()
 
 
 def _compensated(opacities: Tensor, config: ScaffoldConfig) -> Tensor:
     """Opacity of each of six children, by linear interpolation in the table."""
-    child, parent = (t.to(opacities) for t in _shuffle_opacities(config.beta, config.axis_shrink))
+    child, parent = (torch.from_numpy(t).to(opacities) for t in _shuffle_opacities(config.beta, config.axis_shrink))
     right = torch.searchsorted(parent, opacities.contiguous()).clamp(1, len(parent) - 1)
     t = (opacities - parent[right - 1]) / (parent[right] - parent[right - 1])
     return child[right - 1] + t.clamp(0, 1) * (child[right] - child[right - 1])
