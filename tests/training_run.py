@@ -27,6 +27,7 @@ from sr3d.training.cli import run
 from sr3d.training.losses import LossConfig
 from sr3d.training.module import SuperResolverModule
 from sr3d.training.samples import clip_names
+from sr3d.training.sharding import whole
 
 EVERY = 10
 
@@ -57,13 +58,17 @@ class Trace(lightning.Callback):
             "names": self._names,
             "sources": self._sources,
             "rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "weights": sum(float(p.detach().double().abs().sum()) for p in pl_module.network.parameters()),
-            "ema": sum(float(v.double().abs().sum()) for v in pl_module.ema.shadow.values()),
+            "weights": sum(_size(p) for p in pl_module.network.parameters()),
+            "ema": sum(_size(v) for v in pl_module.ema.shadow.values()),
         }
         self._names, self._sources, self._step = [], [], trainer.global_step
         with (self.folder / f"trace-{trainer.global_rank}.txt").open("a") as file:
             file.write(json.dumps(line) + "\n")
         time.sleep(self.pause)
+
+
+def _size(tensor: torch.Tensor) -> float:
+    return float(whole(tensor.detach().double().abs().sum()))
 
 
 def trace(folder: Path, rank: int = 0) -> list[dict[str, Any]]:

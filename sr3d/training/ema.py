@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sr3d.training.sharding import shared_like
+
 
 class Ema:
     """A float32 shadow of the trainable parameters: shadow ← d · shadow + (1 − d) · parameter after every step.
@@ -47,7 +49,8 @@ class Ema:
             updates: How often they had been updated.
         """
         self.updates = updates
-        self.shadow = {name: state[name].detach().clone().float() for name in self.shadow}
+        parameters = self._parameters()
+        self.shadow = {n: shared_like(state[n].detach().clone().float(), parameters[n]) for n in self.shadow}
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from sr3d.errors import Sr3dError
+from sr3d.training.sharding import whole
 
 
 class Guard:
@@ -55,7 +56,7 @@ def not_finite(
         names: Their clips.
         gradients: Of all parameters.
     """
-    norm = torch.nn.utils.get_total_norm(list(gradients))
+    norm = whole(torch.nn.utils.get_total_norm(list(gradients)))
     # One look at the device for all of them.
     *values, size = torch.stack([*(v.detach().float().to(norm.device) for v in losses), norm.float()]).tolist()
     bad = [f"loss {v:g} of {', '.join(clips)}" for v, clips in zip(values, names) if not math.isfinite(v)]

@@ -38,6 +38,7 @@ from sr3d.training.randomness import random_states, restore_random_states
 from sr3d.training.record import PendingStep, StepRecord, detached
 from sr3d.training.samples import batch_factor, clip_names, coarse_of, draw_batch
 from sr3d.training.schedule import parameter_groups, warmup_cosine
+from sr3d.training.sharding import is_sharded, shard, whole
 from sr3d.training.stopwatch import Stopwatch
 from sr3d.training.teachers import TeacherConfig
 from sr3d.training.validation import Scores
@@ -148,10 +149,18 @@ class SuperResolverModule(lightning.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def configure_model(self) -> None:
+        """Split the network, where the trainer's strategy has a mesh of devices (ModelParallelStrategy)."""
+        if self.device_mesh is not None and not is_sharded(self.network):
+            shard(self.network, self.device_mesh["data_parallel"])
+
     def on_fit_start(self) -> None:
-        """Compile, and start the average where it is not restored."""
+        """Compile."""
         if self.compiled:
             compile_dense(self.network)
+
+    def on_train_start(self) -> None:
+        """Start the average; weights are restored by now, whatever the strategy."""
         self._start_ema()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -175,7 +184,7 @@ class SuperResolverModule(lightning.LightningModule):
             self._watch.mark("coarse")
             if bad:
                 pending.problems += [f"{clip_names(batch)[i]}: {reason}" for i, reason in bad]
-                return self._nothing()
+                return self._nothing(bad[0][1], batch)
             count = most_gaussians(self.network.config.scaffold, len(coarse), batch_factor(batch))
             check_budget(size * count, self.max_gaussians, batch)
             prediction = self._predict(coarse, batch)
@@ -308,7 +317,7 @@ class SuperResolverModule(lightning.LightningModule):
         if self.ema is not None:
             checkpoint[_STATE]["ema_updates"] = self.ema.updates
             with self.ema.swapped():
-                checkpoint[_EMA] = {k.removeprefix(PREFIX): v.clone() for k, v in self.state_dict().items()}
+                checkpoint[_EMA] = {k.removeprefix(PREFIX): whole(v).clone() for k, v in self.state_dict().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this network, and keep what is restored later.
@@ -363,8 +372,11 @@ class SuperResolverModule(lightning.LightningModule):
             return target, None
         return target, render(fine, batch.high.posed(), lod=False, features=features)
 
-    def _nothing(self) -> Tensor:
+    def _nothing(self, reason: str, batch: Batch) -> Tensor:
         """A loss of 0 that every parameter takes part in, as processes that train together expect."""
+        if is_sharded(self.network):
+            # The other processes need this one's weights for their clips.
+            raise Sr3dError(batch.context.name, "views", reason, "usable clips: a sharded network can skip none")
         return torch.stack([p.sum() * 0 for p in self.network.parameters() if p.requires_grad]).sum()
 
 

@@ -25,7 +25,8 @@ def restore_random_states(states: dict[str, UInt8[Tensor, "ranks bytes"]], rank:
     """Set the generators of this process as they were; those of a process that was not there stay as they are."""
     if rank >= len(states["torch"]):
         return
-    own = {name: rows[rank].cpu() for name, rows in states.items()}
+    # A copy: torch reads a state from the start of its storage.
+    own = {name: rows[rank].cpu().clone() for name, rows in states.items()}
     torch.set_rng_state(own["torch"])
     if "cuda" in own and torch.cuda.is_available():
         torch.cuda.set_rng_state(own["cuda"])

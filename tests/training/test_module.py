@@ -229,5 +229,8 @@ def test_random_generators_go_on_where_they_were() -> None:
     draw()
     restore_random_states(states, 0)
     assert draw() == first
+    two = {name: torch.cat([torch.zeros_like(rows), rows]) for name, rows in states.items()}
+    restore_random_states(two, 1)
+    assert draw() == first
     restore_random_states(states, 1)
     assert draw() != first, "a process that was not there keeps its own"

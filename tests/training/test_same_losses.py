@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_run import trace, write_config
+import torch
+from training_run import EVERY, trace, write_config
 
 from sr3d.training.cli import main
 
 STEPS = 20
+DDP = ["--trainer.strategy", "ddp"]
+SHARDED = ["--trainer.strategy", "ModelParallelStrategy", "--trainer.strategy.save_distributed_checkpoint", "false"]
+SHARDED += ["--trainer.strategy.data_parallel_size", "2", "--trainer.strategy.tensor_parallel_size", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +38,35 @@ def _same(alone: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
     assert len({line["losses"]["train/loss"] for line in alone}) == STEPS
 
 
-@pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(alone: list[dict[str, Any]], worlds: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, worlds, steps=STEPS)
+def _train(config: Path, *options: str) -> None:
+    """In two processes."""
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(tests), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, tests / "training_run.py", "fit", "--config", config]
-    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    command = [sys.executable, tests / "training_run.py", "fit", "--config", config, "--trainer.devices", "2", *options]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [DDP, SHARDED], ids=["ddp", "sharded"])
+def test_two_processes_have_the_losses_of_one(
+    alone: list[dict[str, Any]], worlds: Path, tmp_path: Path, options: list[str]
+) -> None:
+    config = write_config(tmp_path, worlds, steps=STEPS)
+    _train(config, *options)
     first, second = (trace(tmp_path, rank) for rank in range(2))
     _same(alone, first)
     for one, a, b in zip(alone, first, second):
         assert one["names"] == a["names"] + b["names"], "each process takes its half of the global batch"
         assert one["sources"] == a["sources"] + b["sources"]
         assert a["losses"] == b["losses"] and a["weights"] == b["weights"]
+    if options is SHARDED:
+        end = torch.load(tmp_path / f"step={STEPS}.ckpt", weights_only=True)
+        (tmp_path / f"step={STEPS}.ckpt").unlink()
+        _train(config, *options, "--resume", "true")
+        assert trace(tmp_path)[STEPS:] == first[EVERY:], "the second half again, to the last bit"
+        again = torch.load(tmp_path / f"step={STEPS}.ckpt", weights_only=True)["ema_state"]
+        assert all(torch.equal(v, end["ema_state"][k]) for k, v in again.items())
 
 
 def test_accumulated_batches_have_the_losses_of_one(alone: list[dict[str, Any]], worlds: Path, tmp_path: Path) -> None:

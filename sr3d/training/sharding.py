@@ -1,0 +1,43 @@
+"""Weights, gradients and optimiser state split over devices (FSDP2), for networks that one device cannot hold."""
+
+from __future__ import annotations
+
+from timm.models.vision_transformer import Block
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from sr3d.models.decoder import ViewBlock
+from sr3d.models.resolver import SuperResolver
+
+
+def shard(network: SuperResolver, mesh: DeviceMesh) -> None:
+    """Split a network in place; each device gathers one transformer block at a time, and the rest for each step.
+
+    Args:
+        network: With equal weights in all processes.
+        mesh: The devices, one axis.
+    """
+    for block in network.modules():
+        if isinstance(block, Block | ViewBlock):
+            fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    register_fsdp_forward_method(network, "predict")
+
+
+def is_sharded(network: SuperResolver) -> bool:
+    """Whether `shard` has been at the network."""
+    return any(isinstance(p, DTensor) for p in network.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor whose parts may be on several devices; then all of them have to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, split as a parameter is."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
