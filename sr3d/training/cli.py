@@ -63,7 +63,9 @@ class TrainingCLI(LightningCLI):
         """
         module, data, trainer = self.model, self.datamodule, self.trainer
         network = module.network.config
-        check_run(_factors(data), network, module.warmup_steps, trainer.max_steps, trainer.precision)
+        # As it was asked for: on a CPU, Lightning has replaced some by now.
+        precision = self._get(self.config_init, "trainer").get("precision") or trainer.precision
+        check_run(_factors(data), network, module.warmup_steps, trainer.max_steps, str(precision))
 
     def before_fit(self) -> None:
         """Find the checkpoint to go on from.

@@ -196,7 +196,7 @@ def test_each_rung_adds_one_part_and_states_all() -> None:
 # Key and value; what the one line names.
 WRONG = {
     "model.lerning_rate": ("0.1", "lerning_rate"),
-    "trainer.precision": ("bf16-true", "trainer.precision: found bf16-true; expected 32-true or bf16-mixed"),
+    "trainer.precision": ("16-mixed", "trainer.precision: found 16-mixed; expected 32-true or bf16-mixed"),
     "data.factor": ("3", "data.factor: found 3; expected one of [4]"),
     "model.warmup_steps": ("700", "model.warmup_steps: found 700; expected fewer than the 700 steps"),
     "model.network.geometry": ("null", "model.loss.geometry: found 0.02; expected 0, or a network with"),
