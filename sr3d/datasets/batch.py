@@ -26,12 +26,14 @@ class Batch:
         high: The same views at full resolution.
         target: Other full-resolution views, to be predicted.
         sources: Data set of each of the B clips; empty where that is not known.
+        texts: Description of each of the B clips, "" for one without; empty where that is not known.
     """
 
     context: Scene
     high: Scene
     target: Scene
     sources: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy to `device`."""
@@ -53,6 +55,7 @@ class Batch:
             high=Scene.stack([b.high for b in batches]),
             target=Scene.stack([b.target for b in batches]),
             sources=[source for b in batches for source in b.sources],
+            texts=[text for b in batches for text in b.texts],
         )
 
     def _map(self, f: Callable[[Scene], Scene]) -> Batch:

@@ -245,7 +245,8 @@ class ClipBatches(IterableDataset[Batch]):
         if config.image_size is not None:
             high, other = (resize_scene(s.unpacked(), config.image_size) for s in (high, other))
         seed = 0 if rng is None else int(rng.integers(2**62))
-        batch = replace(reduced_batch(high, other, factor, config.degrade, seed), sources=[source])
+        batch = reduced_batch(high, other, factor, config.degrade, seed)
+        batch = replace(batch, sources=[source], texts=[clip.text() or ""])
         return batch if self.packed else batch.unpacked()
 
     def _fitting(self, group: int, number: int, views: ViewConfig, inputs: int) -> tuple[StoredClip, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sr3d.errors import Sr3dError
@@ -47,7 +47,10 @@ class Conditioner(nn.Module):
         self.mlp = nn.Sequential(nn.LayerNorm(config.embedding), nn.Linear(config.embedding, width), nn.GELU(), last)
 
     def forward(
-        self, tokens: Float[Tensor, "b v t d"], embedding: Float[Tensor, "n e"] | None = None
+        self,
+        tokens: Float[Tensor, "b v t d"],
+        embedding: Float[Tensor, "n e"] | None = None,
+        has_embedding: Bool[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "b v t d"]:
         """Conditioned tokens.
 
@@ -56,6 +59,7 @@ class Conditioner(nn.Module):
         Args:
             tokens: T tokens of V views.
             embedding: One for each scene, n = b; None: no scene has one.
+            has_embedding: Scenes that have one, where some do not; what `embedding` holds for the others is not used.
 
         Raises:
             Sr3dError: Another length, or another number of scenes.
@@ -68,6 +72,9 @@ class Conditioner(nn.Module):
             kept = torch.ones(len(tokens), dtype=torch.bool)
             if self.training and self.config.drop > 0:
                 kept = torch.rand(len(tokens)) >= self.config.drop
-            known = torch.where(kept.to(tokens.device)[:, None], embedding, known)
+            kept = kept.to(tokens.device)
+            if has_embedding is not None:
+                kept = kept & has_embedding
+            known = torch.where(kept[:, None], embedding, known)
         scale, shift = self.mlp(known)[:, None, None].chunk(2, dim=-1)
         return tokens * (1 + scale) + shift

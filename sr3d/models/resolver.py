@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sr3d.cameras import Cameras
@@ -119,9 +119,11 @@ class SuperResolver(nn.Module):
         cameras: Cameras,
         factor: int | None = None,
         embedding: Float[Tensor, "b e"] | None = None,
+        has_embedding: Bool[Tensor, " b"] | None = None,
     ) -> Gaussians:
         """Fine Gaussians of B scenes: `predict` without what surrounds them. [B, N]"""
-        return self.predict(coarse, images, cameras, factor=factor, embedding=embedding).gaussians
+        found = self.predict(coarse, images, cameras, factor=factor, embedding=embedding, has_embedding=has_embedding)
+        return found.gaussians
 
     def predict(
         self,
@@ -131,6 +133,7 @@ class SuperResolver(nn.Module):
         *,
         factor: int | None = None,
         embedding: Float[Tensor, "b e"] | None = None,
+        has_embedding: Bool[Tensor, " b"] | None = None,
     ) -> Prediction:
         """Fine Gaussians of B scenes, and what the branches of the network saw.
 
@@ -140,6 +143,7 @@ class SuperResolver(nn.Module):
             cameras: Their cameras at low resolution. [B, V]
             factor: Ratio of the resolutions, one that the network is made for; its first one if None.
             embedding: Text or image embedding, for a network with conditioning. [B, E]
+            has_embedding: Scenes that have one; all of them if None. [B]
 
         Raises:
             Sr3dError: Shapes disagree, the coarse scene has no level of detail, too high an SH degree, or lies outside
@@ -150,7 +154,7 @@ class SuperResolver(nn.Module):
             children, sight = self._scaffold(coarse, views)
             rays = plucker_rays(views.cameras, views.unit)
             shown = padded(views.shown(), CELL)
-        tokens = self._tokens(views, rays, embedding)
+        tokens = self._tokens(views, rays, embedding, has_embedding)
         matches = None if self.geometry is None else self.geometry(shown, *cells(views, CELL))
         patch = self.encoder.patch
         grid = (-(-views.cameras.height // patch), -(-views.cameras.width // patch))
@@ -248,12 +252,16 @@ class SuperResolver(nn.Module):
         return low_resolution_error(fine, images, views.cameras, views.factor)
 
     def _tokens(
-        self, views: Views, rays: Float[Tensor, "b v 6 h w"], embedding: Float[Tensor, "b e"] | None
+        self,
+        views: Views,
+        rays: Float[Tensor, "b v 6 h w"],
+        embedding: Float[Tensor, "b e"] | None,
+        has_embedding: Bool[Tensor, " b"] | None,
     ) -> Float[Tensor, "b v t d"]:
         """Of the encoder, told about the embedding and the coarse scene, after attention across views."""
         tokens = self.encoder(views.images, rays)
         if self.conditioner is not None:
-            tokens = self.conditioner(tokens, embedding)
+            tokens = self.conditioner(tokens, embedding, has_embedding)
         if self.refinement is not None:
             tokens = self.refinement(tokens, views.coarse)
         out: Tensor = self.decoder.attend(tokens)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sr3d.errors import Sr3dError
 from sr3d.models.resolver import SuperResolverConfig
+from sr3d.training.conditions import ConditionConfig, Embedder
 from sr3d.training.losses import LossConfig
 from sr3d.training.teachers import TeacherConfig
 
@@ -16,7 +17,11 @@ _LOOKS_AT = {"geometry": "geometry", "semantic": "semantics"}
 
 
 def check_module(
-    settings: Mapping[str, Any], loss: LossConfig, teacher: TeacherConfig | None, network: SuperResolverConfig | None
+    settings: Mapping[str, Any],
+    loss: LossConfig,
+    teacher: TeacherConfig | None,
+    condition: ConditionConfig | None,
+    network: SuperResolverConfig | None,
 ) -> None:
     """Settings of `SuperResolverModule` by themselves and together.
 
@@ -24,6 +29,7 @@ def check_module(
         settings: Its plain arguments by name.
         loss: Weights.
         teacher: Of the semantic loss.
+        condition: What the network is told.
         network: Architecture, if it is known.
 
     Raises:
@@ -53,6 +59,27 @@ def check_module(
         if network is not None and weights.get(name) and getattr(network, part) is None:
             expected = f"0, or a network with model.network.{part}"
             raise Sr3dError("config", f"model.loss.{name}", weights[name], expected)
+    if network is not None and network.conditioning is None and condition is not None:
+        expected = "null, or a network with model.network.conditioning"
+        raise Sr3dError("config", "model.condition", condition.kind, expected)
+    if network is not None and network.conditioning is not None and condition is None:
+        # It would learn nothing but what stands for no embedding.
+        expected = "null, or the embeddings that it learns on (model.condition)"
+        raise Sr3dError("config", "model.network.conditioning", network.conditioning, expected)
+
+
+def check_width(embedder: Embedder | None, network: SuperResolverConfig) -> None:
+    """Embeddings have to be as long as the network expects.
+
+    Raises:
+        Sr3dError: They are not.
+    """
+    if embedder is None or network.conditioning is None:
+        return
+    length = network.conditioning.embedding
+    if length != embedder.width:
+        expected = f"{embedder.width}, as of the CLIP model (model.condition.name)"
+        raise Sr3dError("config", "model.network.conditioning.embedding", length, expected)
 
 
 def check_warmup(warmup: int, total: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sr3d.coarse import CoarseConfig, DepthSource, coarse_gaussians, upsampled_gaussians
@@ -64,8 +64,21 @@ class Drawn:
 
 
 @torch.no_grad()
-def draw_methods(network: SuperResolver, batch: Batch, config: CoarseConfig) -> Drawn:
+def draw_methods(
+    network: SuperResolver,
+    batch: Batch,
+    config: CoarseConfig,
+    embedding: Float[Tensor, "b e"] | None = None,
+    has_embedding: Bool[Tensor, " b"] | None = None,
+) -> Drawn:
     """Build the scene by each method from the context views and draw it into the target cameras.
+
+    Args:
+        network: Used as it is.
+        batch: Context, truth and target views.
+        config: Coarse stage, the same for all methods.
+        embedding: What the network is told about each clip, if it has conditioning.
+        has_embedding: Clips that have one; all of them if None.
 
     Raises:
         Sr3dError: The batch has no poses, or no depth where the config asks for given depth.
@@ -77,7 +90,7 @@ def draw_methods(network: SuperResolver, batch: Batch, config: CoarseConfig) -> 
     drawn.gaussians["coarse"] = coarse
     drawn.gaussians["upsampled"] = upsampled_gaussians(batch.context, factor, config)
     drawn.gaussians["scaffold"] = network.scaffold(coarse, batch.context.images, cameras, factor)
-    drawn.gaussians["sr3d"] = network(coarse, batch.context.images, cameras, factor)
+    drawn.gaussians["sr3d"] = network(coarse, batch.context.images, cameras, factor, embedding, has_embedding)
     for method, gaussians in drawn.gaussians.items():
         # Each method is one complete level: there is nothing to fade to.
         drawn.renderings[method] = render(gaussians, batch.target.posed(), lod=False)

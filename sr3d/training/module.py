@@ -25,8 +25,9 @@ from sr3d.models.registry import create_model, list_models
 from sr3d.models.resolver import SuperResolver, SuperResolverConfig
 from sr3d.rendering import Rendering, render
 from sr3d.training.augment import AugmentConfig
-from sr3d.training.check import changed_keys, check_module, check_warmup
+from sr3d.training.check import changed_keys, check_module, check_warmup, check_width
 from sr3d.training.compilation import compile_dense
+from sr3d.training.conditions import ConditionConfig, Embedder
 from sr3d.training.ema import Ema
 from sr3d.training.evaluate import Drawn, draw_methods, with_source
 from sr3d.training.guard import Guard, not_finite
@@ -55,6 +56,7 @@ class SuperResolverModule(lightning.LightningModule):
         sources: Where coarse depth comes from; one of them is drawn for each clip.
         loss: Weights.
         teacher: Of the semantic loss.
+        condition: What a network with conditioning is told about each clip, in training and validation.
         perceptual: Network of the LPIPS loss.
         augmentation: Of training batches.
         learning_rate: Peak of the schedule (AdamW).
@@ -93,6 +95,7 @@ class SuperResolverModule(lightning.LightningModule):
         max_gaussians: int | None = None,
         max_skipped: int = 20,
         teacher: TeacherConfig | None = None,
+        condition: ConditionConfig | None = None,
         perceptual: Net = "vgg",
         seed: int = 0,
     ) -> None:
@@ -107,11 +110,13 @@ class SuperResolverModule(lightning.LightningModule):
             "sources": sources,
         }
         # Before the network is made: an encoder may have to be downloaded.
-        check_module(settings, loss, teacher, None if isinstance(network, str) else network)
+        check_module(settings, loss, teacher, condition, None if isinstance(network, str) else network)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = _network(network).train()
-        check_module(settings, loss, teacher, self.network.config)
+        check_module(settings, loss, teacher, condition, self.network.config)
+        self.embedder = None if condition is None else Embedder(condition)
+        check_width(self.embedder, self.network.config)
         if checkpointing:
             self.network.set_checkpointing(True)
         self.losses = Losses(loss, teacher, perceptual)
@@ -283,8 +288,9 @@ class SuperResolverModule(lightning.LightningModule):
         """
         drawings: dict[str, Drawn] = {}
         with self._float32(), self._memory(batch):
+            about = self._about(batch)
             for source in self.sources:
-                drawings[source] = draw_methods(self.network, batch, with_source(self.coarse, source))
+                drawings[source] = draw_methods(self.network, batch, with_source(self.coarse, source), *about)
                 self.scores.add(batch, source, drawings[source])
         return drawings
 
@@ -300,7 +306,7 @@ class SuperResolverModule(lightning.LightningModule):
         self._watch.mark()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Weights of the network alone: frozen teachers of the losses are no part of a checkpoint."""
+        """Weights of the network alone: frozen teachers and embedders are no part of a checkpoint."""
         state = super().state_dict(*args, **kwargs)
         return {k: v for k, v in state.items() if k.startswith(PREFIX)}
 
@@ -360,9 +366,16 @@ class SuperResolverModule(lightning.LightningModule):
 
     def _predict(self, coarse: Gaussians, batch: Batch) -> Prediction:
         """The network, under mixed precision if the trainer wants that."""
-        kind, context = self.device.type, batch.context
+        kind, low, factor = self.device.type, batch.context, batch_factor(batch)
+        about, known = self._about(batch)
         with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=self._mixed):
-            return self.network.predict(coarse, context.images, context.posed(), factor=batch_factor(batch))
+            return self.network.predict(
+                coarse, low.images, low.posed(), factor=factor, embedding=about, has_embedding=known
+            )
+
+    def _about(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """What the network is told about each clip, and which clips there is something to tell of."""
+        return (None, None) if self.embedder is None else self.embedder(batch)
 
     def _draw(self, fine: Gaussians, batch: Batch) -> tuple[Rendering, Rendering | None]:
         """The target views, and the input views at full resolution where a loss asks for them."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
-from transformers import AutoTokenizer, CLIPModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from torch import Tensor
 
 from sr3d.errors import Sr3dError
+from sr3d.training.clip_model import Frozen, TextEncoder, clip_model, normalised, resized, unit
 
 _PROMPT = "a photo of a {}"
 _TABLE = "embeddings"  # name of the tensor in a file of embeddings
@@ -56,7 +53,7 @@ class TeacherConfig:
             raise Sr3dError("sr3d.training.TeacherConfig", "classes, table", found, "one of them, for kind 'labels'")
 
 
-class Teacher(nn.Module, ABC):
+class Teacher(Frozen, ABC):
     """Frozen: no gradients, always in evaluation mode.
 
     Attributes:
@@ -64,11 +61,6 @@ class Teacher(nn.Module, ABC):
     """
 
     width: int
-
-    def train(self, mode: bool = True) -> Teacher:
-        """Stays in evaluation mode."""
-        super().train(False)
-        return self
 
     @abstractmethod
     def forward(
@@ -96,18 +88,13 @@ class ClipTeacher(Teacher):
         Sr3dError: The model cannot be had, is none, or `size` is smaller than a patch.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, name: str, size: int = 336) -> None:
         super().__init__()
-        model = _clip(name)
+        model = clip_model(name)
         self.vision, self.projection = model.vision_model, model.visual_projection
         self.size, self.patch, self.width = size, self.vision.config.patch_size, self.projection.out_features
         if size < self.patch:
             raise Sr3dError(name, "size", size, f"{self.patch} or more, the size of a patch")
-        self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN)[:, None, None])
-        self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD)[:, None, None])
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -118,14 +105,11 @@ class ClipTeacher(Teacher):
         height, width = images.shape[-2:]
         scale = self.size / min(height, width) / self.patch
         rows, columns = (max(1, round(side * scale)) for side in (height, width))
-        pixels = interpolate(
-            images.float(), (rows * self.patch, columns * self.patch), mode="bicubic", antialias=True
-        ).clamp(0, 1)
-        pixels = (pixels - self.mean) / self.std
+        pixels = normalised(resized(images, rows * self.patch, columns * self.patch))
         seen = self.vision(pixels, output_hidden_states=True, interpolate_pos_encoding=True)
         last = self.vision.encoder.layers[-1]
         values = last.self_attn.out_proj(last.self_attn.v_proj(last.layer_norm1(seen.hidden_states[-2][:, 1:])))
-        tokens = _unit(self.projection(self.vision.post_layernorm(values)))
+        tokens = unit(self.projection(self.vision.post_layernorm(values)))
         embeddings = tokens.unflatten(1, (rows, columns)).movedim(-1, 1)
         return embeddings, torch.isfinite(embeddings).all(dim=1)
 
@@ -143,7 +127,7 @@ class LabelTeacher(Teacher):
     def __init__(self, table: Float[Tensor, "k e"], stride: int = 2) -> None:
         super().__init__()
         self.stride, self.width = stride, table.shape[1]
-        self.register_buffer("table", _unit(table.float()))
+        self.register_buffer("table", unit(table.float()))
 
     @staticmethod
     def from_file(path: str | Path, stride: int = 2) -> LabelTeacher:
@@ -169,12 +153,7 @@ class LabelTeacher(Teacher):
         Raises:
             Sr3dError: The model or its tokenizer cannot be had, or is none.
         """
-        model, tokenizer = _clip(name).eval(), _pretrained(AutoTokenizer, name)
-        limits: Any = {"truncation": True, "max_length": model.text_model.config.max_position_embeddings}
-        tokens = tokenizer([_PROMPT.format(c) for c in classes], padding=True, return_tensors="pt", **limits)
-        with torch.no_grad():
-            read = model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
-            return LabelTeacher(model.text_projection(read.pooler_output), stride)
+        return LabelTeacher(TextEncoder(name)([_PROMPT.format(c) for c in classes]), stride)
 
     @torch.no_grad()
     def forward(
@@ -207,29 +186,3 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     if config.table is not None:
         return LabelTeacher.from_file(config.table, config.stride)
     return LabelTeacher.from_names(config.classes, config.name, config.stride)
-
-
-def _unit(vectors: Float[Tensor, "*n e"]) -> Float[Tensor, "*n e"]:
-    """Of length 1."""
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-8)
-
-
-def _clip(name: str) -> Any:
-    """A CLIP model with all its weights."""
-    model, found = _pretrained(CLIPModel, name, output_loading_info=True)
-    if found["missing_keys"]:
-        missing = sorted(found["missing_keys"])
-        raise Sr3dError(name, "weights", f"{len(missing)} missing, such as {missing[0]}", "those of a CLIP model")
-    return model
-
-
-def _pretrained(kind: Any, name: str, **options: Any) -> Any:
-    """From a folder or the hub's cache, else from the hub."""
-    expected = "a folder of a CLIP model with its tokenizer, or its name on the Hugging Face hub and a network"
-    try:
-        if not Path(name).is_dir():
-            with contextlib.suppress(OSError):
-                return kind.from_pretrained(name, local_files_only=True, **options)
-        return kind.from_pretrained(name, **options)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise Sr3dError(name, "CLIP model", str(error).splitlines()[0], expected) from None

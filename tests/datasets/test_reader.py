@@ -14,6 +14,7 @@ from stored import H, W, clip, write_eleven
 
 from sr3d import Sr3dError
 from sr3d.datasets import ShardDataset, write_shards
+from sr3d.datasets.clip import scene_clip
 from sr3d.datasets.datamodule import ClipDataModule, check_disjoint
 from sr3d.datasets.degrade import DegradeConfig
 from sr3d.datasets.order import epoch_order, global_order, shares
@@ -295,3 +296,15 @@ def test_no_data_is_an_error(source: object) -> None:
 def test_wrong_numbers(fields: dict[str, float]) -> None:
     with pytest.raises(Sr3dError, match=next(iter(fields))):
         BatchConfig(**fields)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_texts_follow_their_clips(shuffle: bool, tmp_path: Path) -> None:
+    clips = [scene_clip(clip(i)) for i in range(6)]
+    for i, stored in enumerate(clips):
+        stored.text = None if i % 3 == 0 else f"a façade, number {i}"
+    write_shards(clips, tmp_path)
+    texts = {stored.name: stored.text or "" for stored in clips}
+    batches = [b.unpacked().to("cpu") for b in ClipBatches(tmp_path, SMALL, shuffle=shuffle, packed=True)]
+    assert [t for b in batches for t in b.texts] == [texts[name] for name in _clips(batches)]
+    assert sorted(_clips(batches)) == sorted(texts)

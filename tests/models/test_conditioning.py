@@ -49,6 +49,20 @@ def test_drops_scenes_in_training_only_and_repeats() -> None:
     assert not torch.equal(model(tokens, embedding), out)
 
 
+def test_scenes_without_an_embedding_are_none_and_the_others_are_dropped_as_often() -> None:
+    model, (tokens, embedding) = conditioner(drop=0.25), inputs(400)
+    has = torch.arange(400) % 3 > 0
+    embedding[~has] = torch.nan
+    unknown, known = model(tokens), model.eval()(tokens, embedding, has)
+    assert torch.equal(known[~has], unknown[~has]) and torch.isfinite(known).all()
+    assert not any(torch.equal(a, b) for a, b in zip(known[has], unknown[has]))
+    torch.manual_seed(5)
+    out = model.train()(tokens, embedding, has)
+    dropped = torch.tensor([torch.equal(a, b) for a, b in zip(out, unknown)])
+    assert dropped[~has].all() and 0.17 < dropped[has].float().mean() < 0.33
+    assert torch.equal(out[~dropped], known[~dropped])
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_every_parameter_receives_a_gradient(given: bool) -> None:
     model, (tokens, embedding) = conditioner(drop=1.0), inputs()

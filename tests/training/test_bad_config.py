@@ -44,6 +44,12 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         ({"model.loss": {"mse": 0.0, "dssim": 0.0, "context": 0.0}}, "model.loss"),
         ({"model.loss.geometry": 0.1, "model.network.geometry": None}, "model.loss.geometry"),
         ({"model.loss.semantic": 0.1}, "model.loss.semantic"),
+        (
+            {"model.condition": {"kind": "text", "name": NOWHERE}},
+            "model.condition: found text; expected null, or a network",
+        ),
+        ({"model.condition": {"kind": "video"}}, "condition"),
+        ({"model.network.conditioning": {"embedding": 12}}, "(model.condition)"),
         ({"model.network.refinement.heads": 5}, "model.network.refinement.heads"),
         ({"model.network.decoder.heads": 5}, "model.network.decoder.heads"),
         ({"model.network.encoder.options.num_heads": 5}, "model.network.encoder"),

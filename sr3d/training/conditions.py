@@ -1,0 +1,68 @@
+"""What a network with conditioning is told about each clip: a CLIP embedding of one of its images, or of its text.
+
+The network learns on `Embedder`. Afterwards any embedding of the same CLIP model serves, of a text:
+
+    embedding = TextEncoder("openai/clip-vit-base-patch16")(["a kitchen with a wooden table"])[0]
+    fine, parents = network.refine(coarse, views, embedding=embedding)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sr3d.datasets.batch import Batch
+from sr3d.training.clip_model import Frozen, ImageEncoder, TextEncoder
+
+
+@dataclass(kw_only=True)
+class ConditionConfig:
+    """Which embedding.
+
+    Attributes:
+        kind: "image": of the middle one of the input views, at full resolution. "text": of the text that is stored
+            with the clip; clips without one have none.
+        name: CLIP model of the Hugging Face hub, or a folder that holds one. "text" needs its tokenizer, too.
+    """
+
+    kind: Literal["image", "text"]
+    name: str = "openai/clip-vit-base-patch16"
+
+
+class Embedder(Frozen):
+    """The embedding of every clip; frozen, and no part of a checkpoint.
+
+    Args:
+        config: Which embedding.
+
+    Attributes:
+        width: Channels E of an embedding.
+
+    Raises:
+        Sr3dError: The model or its tokenizer cannot be had, or is none.
+    """
+
+    def __init__(self, config: ConditionConfig) -> None:
+        super().__init__()
+        self.encoder = ImageEncoder(config.name) if config.kind == "image" else TextEncoder(config.name)
+        self.width = self.encoder.width
+
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, "b e"], Bool[Tensor, " b"]]:
+        """Embeddings of length 1, and which clips have one; 0 for those without.
+
+        Args:
+            batch: Of B clips, with floating-point images.
+        """
+        images, clips = batch.high.images, len(batch.high.images)
+        if isinstance(self.encoder, ImageEncoder):
+            middle = images[:, images.shape[1] // 2]
+            return self.encoder(middle.movedim(-1, 1)), torch.ones(clips, dtype=torch.bool, device=images.device)
+        texts = {i: text for i, text in enumerate(batch.texts) if text.strip()}
+        embeddings = torch.zeros(clips, self.width, device=images.device)
+        if texts:
+            embeddings[list(texts)] = self.encoder(list(texts.values()))
+        return embeddings, torch.tensor([i in texts for i in range(clips)], device=images.device)
