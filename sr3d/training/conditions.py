@@ -24,8 +24,8 @@ class ConditionConfig:
     """Which embedding.
 
     Attributes:
-        kind: "image": of the middle one of the input views, at full resolution. "text": of the text that is stored
-            with the clip; clips without one have none.
+        kind: "image": of the middle one of the low-resolution input views, all that is there afterwards. "text": of
+            the text that is stored with the clip; clips without one have none.
         name: CLIP model of the Hugging Face hub, or a folder that holds one. "text" needs its tokenizer, too.
     """
 
@@ -57,7 +57,7 @@ class Embedder(Frozen):
         Args:
             batch: Of B clips, with floating-point images.
         """
-        images, clips = batch.high.images, len(batch.high.images)
+        images, clips = batch.context.images, len(batch.context.images)
         if isinstance(self.encoder, ImageEncoder):
             middle = images[:, images.shape[1] // 2]
             return self.encoder(middle.movedim(-1, 1)), torch.ones(clips, dtype=torch.bool, device=images.device)

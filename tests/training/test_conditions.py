@@ -55,7 +55,7 @@ def test_the_middle_view_of_every_clip_is_seen(worlds: Path, clip: Path) -> None
     embedder, batch = Embedder(ConditionConfig(kind="image", name=str(clip))), batch_of(worlds, [], views=3)
     embeddings, known = embedder(batch)
     assert embedder.width == 12 and known.tolist() == [True, True]
-    expected = embeds(clip, pixel_values=pixels(batch.high.images[:, 1].movedim(-1, 1))).image_embeds
+    expected = embeds(clip, pixel_values=pixels(batch.context.images[:, 1].movedim(-1, 1))).image_embeds
     torch.testing.assert_close(embeddings, expected, atol=1e-5, rtol=0)
     assert (embeddings[0] - embeddings[1]).abs().max() > 1e-3, "another clip, another embedding"
     again, _ = embedder(batch)
