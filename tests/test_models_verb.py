@@ -10,11 +10,33 @@ from sr3d.models.estimate import estimate
 def test_sizes_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sr3d.models.estimate.list_models", lambda: ["tiny"])
     monkeypatch.setenv("COLUMNS", "120")
-    assert main(["models", "--width", "10", "--height", "8", "--views", "3", "--batch", "2"]) == 0
+    assert (
+        main(
+            [
+                "models",
+                "--width",
+                "10",
+                "--height",
+                "8",
+                "--views",
+                "3",
+                "--batch",
+                "2",
+                "--factor",
+                "2",
+                "--precision",
+                "bf16",
+                "--checkpointing",
+                "true",
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
-    assert "2 x 3 views of 10x8 to 4x, fp32" in shown
+    assert "2 x 3 views of 10x8 to 2x, bf16, checkpointing" in shown
     (row,) = [line for line in shown.splitlines() if "tiny" in line]
-    found = estimate(model_config("tiny"), 10, 8, 3, 2)
+    found = estimate(model_config("tiny", factor=2), 10, 8, 3, 2, precision="bf16", checkpointing=True)
+    assert found.gaussians == 2 * 3 * 10 * 8 * 4 // 2
     for value in (
         f"{found.gaussians:,}",
         f"{found.inference_bytes / 1e6:.0f} MB",

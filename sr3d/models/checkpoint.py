@@ -42,6 +42,7 @@ _DAMAGE = (
 _IMPOSSIBLE = (AssertionError, ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AttributeError)
 # Options of timm that would read another file.
 _PLACES = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+_REPEATED = ("depth", "blocks", "convolutions")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 _FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json")
 
@@ -134,6 +135,10 @@ def _rebuild(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> Su
     """The network of a config with these weights; memory is taken only once all shapes agree."""
     built = config_from_dict(config, source=file)
     _check_stored(built, file)
+    for key, value in _leaves(asdict(built)).items():
+        # Millions of blocks, none of them stored, would take for ever to build.
+        if key.rpartition(".")[2] in _REPEATED and isinstance(value, int) and value > len(state):
+            raise Sr3dError(file, f"config key {key}", value, f"at most {len(state)}, the number of stored weights")
     try:
         with torch.device("meta"):
             expected = SuperResolver(built).state_dict()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from sr3d.models.resolver import SuperResolver, SuperResolverConfig
 Precision = Literal["fp32", "bf16"]
 
 # Bytes that drawing takes in training, measured: of a Gaussian in a view, of its gradients, of a pixel with its losses.
-_SPLAT, _GRADIENT, _PIXEL = 100, 56, 400
+_SPLAT, _GRADIENT, _PIXEL = 100, 56, 300
 
 
 @dataclass(kw_only=True)
@@ -61,14 +61,18 @@ class Estimate:
 class Meter(TorchDispatchMode):
     """Counts the bytes of all storages made while it is on, and the operations of matrix products and convolutions.
 
+    Args:
+        known: Tensors that do not count, e.g. weights: views of them have no memory of their own.
+
     Attributes:
         now: Bytes in use.
         peak: Most bytes in use so far.
         flops: Floating-point operations so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
+        self._known = {t.untyped_storage()._cdata: t for t in known}
         self.now = self.peak = self.flops = 0
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -86,7 +90,7 @@ class Meter(TorchDispatchMode):
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key in self._alive:
+        if key in self._alive or key in self._known:
             return
         size = storage.nbytes()
 
@@ -223,7 +227,6 @@ def _run(config: SuperResolverConfig, load: Load, training: bool, precision: Pre
     plain = replace(config, scaffold=replace(config.scaffold, budget=None))
     with torch.device("meta"):
         network = _Outline(plain)
-    meter = Meter()
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         torch.set_grad_enabled(training),
@@ -232,7 +235,7 @@ def _run(config: SuperResolverConfig, load: Load, training: bool, precision: Pre
         # In training mode, also without gradients: otherwise attention becomes one operation that nobody can look into.
         network = network.to_empty(device="cpu").train()
         network.set_checkpointing(checkpointing)
-        with meter:
+        with Meter(network.parameters()) as meter:
             cameras = Cameras(world_to_cam=torch.ones(b, v, 4, 4), K=torch.ones(b, v, 3, 3), width=width, height=height)
             images = torch.ones(b, v, height, width, 3)
             found = network.predict(_coarse(b, load.parents(config)), images, cameras, factor=load.factor)

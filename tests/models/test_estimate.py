@@ -8,10 +8,12 @@ import pytest
 import torch
 from conftest import SIZE, sloped_scene
 from torch.utils.flop_counter import FlopCounterMode
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sr3d import Sr3dError, SuperResolver, render
 from sr3d.models import SuperResolverConfig, create_model, model_config
-from sr3d.models.estimate import Estimate, Load, Meter, estimate, out_of_memory, out_of_memory_explained, size_table
+from sr3d.models import estimate as module
+from sr3d.models.estimate import Load, Meter, estimate, out_of_memory, out_of_memory_explained
 
 
 def test_meter_counts_what_is_alive() -> None:
@@ -23,23 +25,33 @@ def test_meter_counts_what_is_alive() -> None:
         del a, b
         assert (meter.now, meter.peak) == (4000, 8000)
         c @ c.T.contiguous()
+        del c
     assert meter.flops == 2 * 100 * 10 * 100
+    weight = torch.zeros(10, 10)
+    with Meter([weight]) as meter:
+        weight.T @ weight.T[:, :1]
+    assert meter.peak == 40
 
 
-def step(network: SuperResolver, batch: int, precision: str = "fp32") -> tuple[int, int]:
-    """Bytes of tensors at the peak of a forward pass, and of a training step with its two drawings."""
+def step(network: SuperResolver, batch: int, precision: str) -> tuple[int, int]:
+    """Bytes of tensors at the peak of a forward pass, and of a training step with its drawings and losses."""
     scene = sloped_scene(batch, 2)
     large = scene[2].resized(4 * SIZE, 4 * SIZE)
     bf16 = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
+    features = network.semantics is not None
     gc.collect()
-    with Meter() as forward, torch.no_grad(), bf16:
+    with Meter(network.parameters()) as forward, torch.no_grad(), bf16:
         network.eval()(*scene)
-    with Meter() as training:
+    with Meter(network.parameters()) as training:
         with bf16:
             found = network.train().predict(*scene)
-        target = torch.zeros(batch, 2, 4 * SIZE, 4 * SIZE, 3)
-        errors = [(render(found.gaussians, large, lod=False).rgb - target).square().mean() for _ in range(2)]
-        (errors[0] + errors[1] + found.images.mean()).backward()
+        target, high = (render(found.gaussians, large, features=features, lod=False) for _ in range(2))
+        truth = torch.rand(batch, 2, 4 * SIZE, 4 * SIZE, 3)
+        pair = [t.flatten(0, 1).movedim(-1, 1) for t in (target.rgb, truth)]
+        loss = (high.rgb - truth).square().mean() - structural_similarity_index_measure(*pair, data_range=1.0)
+        if target.features is not None:
+            loss = loss + target.features.square().mean()
+        (loss + found.images.mean()).backward()
     return forward.peak, training.peak
 
 
@@ -66,75 +78,92 @@ def test_estimates_are_near_what_is_measured(
     assert found.training_bytes - 4 * weights == pytest.approx(max(training, 2 * weights), rel=0.3)
 
 
-def test_operations_and_gaussians_are_exact() -> None:
+def test_operations_and_gaussians_are_counted() -> None:
     config = model_config("tiny", scaffold={"budget": None})
     network, scene = SuperResolver(config).train(), sloped_scene(1, 2)
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
         fine = network(*scene)
     found = estimate(config, SIZE, SIZE, 2, training=False)
-    assert found.flops == counted.get_total_flops()
+    # Drawing, which is left out, multiplies a few small matrices.
+    assert found.flops == pytest.approx(counted.get_total_flops(), rel=1e-3)
     assert found.gaussians == len(fine) == 2 * SIZE * SIZE * 16
     assert found.training_bytes == 0
 
 
-def tiny(**changes: object) -> Estimate:
-    load = {"width": 16, "height": 12, "views": 2, **changes}
-    return estimate(model_config("tiny"), **load)
-
-
-def test_knobs_point_the_right_way() -> None:
-    plain = tiny()
-    assert tiny(checkpointing=True).training_bytes < 0.8 * plain.training_bytes
-    assert tiny(precision="bf16").training_bytes < 0.8 * plain.training_bytes
-    double = tiny(batch=2)
-    assert double.gaussians == 2 * plain.gaussians and double.flops == 2 * plain.flops
-    assert 1.6 * plain.training_bytes < double.training_bytes < 2 * plain.training_bytes
+def test_twice_the_batch_is_twice_the_work() -> None:
+    one, two = (estimate(model_config("tiny"), 8, 8, 2, batch, training=False) for batch in (1, 2))
+    assert (two.gaussians, two.flops) == (2 * one.gaussians, 2 * one.flops)
+    activations = [e.inference_bytes - e.weight_bytes for e in (one, two)]
+    assert 1.4 * activations[0] < activations[1] <= 2.01 * activations[0]
 
 
 def test_nothing_is_allocated() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = estimate(model_config("base"), 64, 64, 2, 4, training=False)
-    assert found.inference_bytes > 3e9
+    assert found.inference_bytes > 2e9
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 0.1 * found.inference_bytes
 
 
+@pytest.fixture
+def roughly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations by a formula, as the advice asks for many of them."""
+
+    def run(config: SuperResolverConfig, load: Load, training: bool, precision: str, checkpointing: bool) -> object:
+        with torch.device("meta"):
+            network = SuperResolver(config)
+        share = (0.5 if precision == "bf16" else 1) * (0.4 if checkpointing else 1)
+        return module._Run(network=network, flops=0, peak=int(1e5 * share * load.batch * load.parents(config)))
+
+    monkeypatch.setattr(module, "_run", run)
+
+
+@pytest.mark.usefixtures("roughly")
 def test_advice_is_sorted_and_lowers_the_need() -> None:
-    text = out_of_memory(model_config("tiny"), 16, 16, 2, 2)
-    assert text.startswith("about ") and "(2 x 2 views of 16x16 at 4x, fp32), or less need: " in text
+    text = out_of_memory(model_config("small"), 64, 48, 2, 4)
+    assert text.startswith("about ") and "(4 x 2 views of 64x48 at 4x, fp32), or less need: " in text
+    knobs = ("batch 2 instead of 4", "1 view instead of 2", "views of half the size (32x24)", "checkpointing",
+             "bf16 precision", "fewer children (scaffold.budget 0.25)", "the size 'tiny'")  # fmt: skip
+    for words in knobs:
+        assert f"{words}: " in text
     needs = [float(n) * {"M": 1e6, "G": 1e9}[unit] for n, unit in re.findall(r"([\d.]+) ([MG])B", text)]
-    assert needs[1:] == sorted(needs[1:]) and max(needs[1:]) < needs[0]
-    for words in (
-        "batch 1 instead of 2",
-        "1 view instead of 2",
-        "8x8",
-        "checkpointing",
-        "bf16",
-        "scaffold.budget 0.25",
-    ):
-        assert words in text
-    assert "the size 'tiny'" in out_of_memory(model_config("small"), 8, 8, 1, training=False)
-    least = out_of_memory(model_config("tiny", scaffold={"split": "shuffle", "budget": None}), 1, 1, 1,
-                          training=False, precision="bf16")  # fmt: skip
-    assert least.endswith("nothing left to lower")
+    assert len(needs) == 1 + len(knobs) and needs[1:] == sorted(needs[1:]) and needs[-1] < needs[0]
+
+
+@pytest.mark.usefixtures("roughly")
+def test_advice_leaves_out_what_does_not_help() -> None:
+    shuffled = model_config("tiny", scaffold={"split": "shuffle", "budget": None})
+    text = out_of_memory(shuffled, 1, 1, 1, training=False, precision="bf16")
+    assert text.endswith("or less need: nothing left to lower")
+    text = out_of_memory(model_config("tiny"), 64, 64, 1, checkpointing=True).partition("need: ")[2]
+    assert not any(word in text for word in ("batch ", "instead", "checkpointing: ", "the size '"))
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 @pytest.mark.parametrize(
     "fail",
     [
         lambda: torch.empty(2**60, dtype=torch.uint8),
-        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory.\nmore")),
-        lambda: (_ for _ in ()).throw(MemoryError()),
+        lambda: _raise(torch.OutOfMemoryError("CUDA out of memory.\nmore")),
+        lambda: _raise(MemoryError()),
     ],
 )
-def test_running_out_of_memory_is_one_error_with_advice(fail) -> None:
-    config, images = model_config("tiny"), torch.zeros(1, 2, 8, 8, 3)
-    expected = r"sr3d eval: memory: found .*; expected about .* less need: "
+def test_running_out_of_memory_is_one_error_with_advice(fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, asked = model_config("tiny"), []
+
+    def advice(*arguments: object, training: bool) -> str:
+        asked.append((*arguments, training))
+        return "less"
+
+    monkeypatch.setattr(module, "out_of_memory", advice)
     with (
-        pytest.raises(Sr3dError, match=expected) as caught,
-        out_of_memory_explained("sr3d eval", config, images),
+        pytest.raises(Sr3dError, match=r"sr3d eval: memory: found .*; expected less$") as caught,
+        out_of_memory_explained("sr3d eval", config, torch.zeros(3, 2, 8, 9, 3), 2),
     ):
         fail()
-    assert "\n" not in str(caught.value) and "1 x 2 views of 8x8" in str(caught.value)
+    assert "\n" not in str(caught.value) and asked == [(config, 9, 8, 2, 3, 2, False)]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes"), Sr3dError("a", "b", "c", "d"), KeyError("x")])
@@ -157,12 +186,4 @@ def test_other_errors_pass(error: Exception) -> None:
 )
 def test_impossible_loads_are_named(load: dict, message: str) -> None:
     with pytest.raises(Sr3dError, match=message):
-        tiny(**load)
-
-
-def test_table_has_a_row_for_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sr3d.models.estimate.list_models", lambda: ["tiny", "small"])
-    table = size_table(Load(width=8, height=8, views=1, batch=3, factor=2), "bf16", True)
-    assert table.row_count == 2 and "3 x 1 views of 8x8 to 2x, bf16, checkpointing" in str(table.title)
-    # Half of four children for each of 3 · 64 parents.
-    assert list(table.columns[2].cells) == ["384", "384"]
+        estimate(model_config("tiny"), **{"width": 8, "height": 8, "views": 1, **load})
