@@ -150,7 +150,7 @@ def sheet(rows: Sequence[Row], width: int = 256) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(page)
 
 
-def stacked(pictures: Sequence[tuple[str, UInt8[np.ndarray, "h w 3"]]]) -> UInt8[np.ndarray, "h2 w2 3"]:
+def stacked(pictures: Sequence[tuple[str, UInt8[np.ndarray, "_ _ 3"]]]) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Pictures of any sizes under each other, each below its title."""
     width = max(p.shape[1] for _, p in pictures)
     page = Image.new("RGB", (width, sum(_TEXT + p.shape[0] for _, p in pictures)), _PAPER)

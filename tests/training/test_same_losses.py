@@ -34,7 +34,7 @@ def _same(alone: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
             tolerance = 1e-2 if name.endswith("psnr") else 1e-4
             assert abs(two["losses"][name] - value) < tolerance, f"step {one['step']}: {name}"
         for name in ("weights", "ema"):
-            assert two[name] == pytest.approx(one[name], rel=1e-5)
+            assert two[name] == pytest.approx(one[name], rel=5e-5)
     assert len({line["losses"]["train/loss"] for line in alone}) == STEPS
 
 
