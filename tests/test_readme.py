@@ -81,7 +81,8 @@ def test_every_block_runs(desk: Path) -> None:
 def test_readme_shows_the_verbs_a_reader_needs() -> None:
     lines = [line for language, text in blocks() if language == "bash" for line in text.splitlines()]
     starts = {" ".join(line.split()[:2]) for line in lines}
-    verbs = {f"sr3d {verb}" for verb in ("upscale", "zoom", "convert", "inspect", "pack", "train", "freeze", "eval")}
+    names = ("upscale", "zoom", "convert", "inspect", "pack", "train", "models", "freeze", "eval")
+    verbs = {f"sr3d {verb}" for verb in names}
     assert starts == {"make demo", "make test"} | verbs
 
 
