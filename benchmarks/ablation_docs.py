@@ -56,7 +56,7 @@ def ladder_table(found: dict) -> str:
         both = next(r["both"] for r in found["rows"] if r["source"] == source)
         coverage = next(r["coverage"] for r in found["rows"] if r["source"] == source)
         lines.append(f"\nThe truth for both: {both:.2f} dB. Covered: {coverage:.3f} of the pixels.")
-    return "\n".join(lines)
+    return "\n".join([*lines, "\n![Bars of the PSNR of every rung](images/ablation.png)"])
 
 
 def views_table(rows: list[dict]) -> str:
@@ -74,7 +74,7 @@ def views_table(rows: list[dict]) -> str:
             f"| {r['source']} | {r['views']} | {r['sr3d coverage']:.3f} | {covered} | {whole} "
             f"| {r['sr3d gaussians']:,.0f} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "\n![PSNR against the number of input views](images/views.png)"])
 
 
 def overfit_table(found: dict) -> str:

@@ -107,10 +107,6 @@ def _work(task: Task, waiting: Any, events: Any) -> None:
         except Sr3dError as error:
             events.put(error)
             return
-        # The parent would see no more than that this process is gone.
-        except Exception as error:
-            events.put(Sr3dError("sr3d pack", f"task {number}", f"{type(error).__name__}: {error}", "no such failure"))
-            return
 
 
 def _follow_parent() -> None:

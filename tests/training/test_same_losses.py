@@ -23,6 +23,8 @@ SHARDED += ["--trainer.strategy.data_parallel_size", "2", "--trainer.strategy.te
 @pytest.fixture(scope="module")
 def alone(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("alone")
+    # Sums of several threads end differently from run to run, and Adam makes steps of rounding errors near 0.
+    torch.set_num_threads(1)
     main(["fit", "--config", str(write_config(folder, worlds, steps=STEPS))])
     return trace(folder)
 
@@ -34,14 +36,14 @@ def _same(alone: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
             tolerance = 1e-2 if name.endswith("psnr") else 1e-4
             assert abs(two["losses"][name] - value) < tolerance, f"step {one['step']}: {name}"
         for name in ("weights", "ema"):
-            assert two[name] == pytest.approx(one[name], rel=5e-5)
+            assert two[name] == pytest.approx(one[name], rel=1e-5)
     assert len({line["losses"]["train/loss"] for line in alone}) == STEPS
 
 
 def _train(config: Path, *options: str) -> None:
     """In two processes."""
     tests = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(tests), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": str(tests), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, tests / "training_run.py", "fit", "--config", config, "--trainer.devices", "2", *options]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
