@@ -278,18 +278,14 @@ def size_table(load: Load, precision: Precision = "fp32", checkpointing: bool = 
 
 def out_of_memory(
     config: SuperResolverConfig,
-    width: int,
-    height: int,
-    views: int,
-    batch: int = 1,
-    factor: int | None = None,
+    load: Load,
     *,
     training: bool = True,
     precision: Precision = "fp32",
     checkpointing: bool = False,
 ) -> str:
     """What a batch needs, and what would lower it, most effective first; arguments as for `estimate`."""
-    load = Load(width=width, height=height, views=views, batch=batch, factor=factor or config.factor)
+    width, height, views, batch = load.width, load.height, load.views, load.batch
 
     def needed(config: SuperResolverConfig, load: Load, precision: Precision, checkpointing: bool) -> int:
         if training:
@@ -384,5 +380,6 @@ def out_of_memory_explained(
             raise
         found = (str(error).strip() or "no memory left").splitlines()[0]
     *batch, views, height, width, _ = images.shape
-    advice = out_of_memory(config, width, height, views, math.prod(batch), factor, training=training)
+    load = Load(width=width, height=height, views=views, batch=math.prod(batch), factor=factor or config.factor)
+    advice = out_of_memory(config, load, training=training)
     raise Sr3dError(source, "memory", found, advice)

@@ -118,12 +118,9 @@ class SuperResolver(nn.Module):
         images: Float[Tensor, "b v h w 3"],
         cameras: Cameras,
         factor: int | None = None,
-        embedding: Float[Tensor, "b e"] | None = None,
-        has_embedding: Bool[Tensor, " b"] | None = None,
     ) -> Gaussians:
         """Fine Gaussians of B scenes: `predict` without what surrounds them. [B, N]"""
-        found = self.predict(coarse, images, cameras, factor=factor, embedding=embedding, has_embedding=has_embedding)
-        return found.gaussians
+        return self.predict(coarse, images, cameras, factor=factor).gaussians
 
     def predict(
         self,

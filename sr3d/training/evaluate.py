@@ -90,7 +90,10 @@ def draw_methods(
     drawn.gaussians["coarse"] = coarse
     drawn.gaussians["upsampled"] = upsampled_gaussians(batch.context, factor, config)
     drawn.gaussians["scaffold"] = network.scaffold(coarse, batch.context.images, cameras, factor)
-    drawn.gaussians["sr3d"] = network(coarse, batch.context.images, cameras, factor, embedding, has_embedding)
+    found = network.predict(
+        coarse, batch.context.images, cameras, factor=factor, embedding=embedding, has_embedding=has_embedding
+    )
+    drawn.gaussians["sr3d"] = found.gaussians
     for method, gaussians in drawn.gaussians.items():
         # Each method is one complete level: there is nothing to fade to.
         drawn.renderings[method] = render(gaussians, batch.target.posed(), lod=False)

@@ -119,7 +119,7 @@ def roughly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("roughly")
 def test_advice_is_sorted_and_lowers_the_need() -> None:
-    text = out_of_memory(model_config("small"), 64, 48, 2, 4)
+    text = out_of_memory(model_config("small"), Load(width=64, height=48, views=2, batch=4, factor=4))
     assert text.startswith("about ") and "(4 x 2 views of 64x48 at 4x, fp32), or less need: " in text
     knobs = ("batch 2 instead of 4", "1 view instead of 2", "views of half the size (32x24)", "checkpointing",
              "bf16 precision", "fewer children (scaffold.budget 0.25)", "the size 'tiny'")  # fmt: skip
@@ -132,9 +132,13 @@ def test_advice_is_sorted_and_lowers_the_need() -> None:
 @pytest.mark.usefixtures("roughly")
 def test_advice_leaves_out_what_does_not_help() -> None:
     shuffled = model_config("tiny", scaffold={"split": "shuffle", "budget": None})
-    text = out_of_memory(shuffled, 1, 1, 1, training=False, precision="bf16")
+    text = out_of_memory(
+        shuffled, Load(width=1, height=1, views=1, batch=1, factor=4), training=False, precision="bf16"
+    )
     assert text.endswith("or less need: nothing left to lower")
-    text = out_of_memory(model_config("tiny"), 64, 64, 1, checkpointing=True).partition("need: ")[2]
+    text = out_of_memory(
+        model_config("tiny"), Load(width=64, height=64, views=1, batch=1, factor=4), checkpointing=True
+    ).partition("need: ")[2]
     assert not any(word in text for word in ("batch ", "instead", "checkpointing: ", "the size '"))
 
 
@@ -152,6 +156,7 @@ def _raise(error: Exception) -> None:
 )
 def test_running_out_of_memory_is_one_error_with_advice(fail, monkeypatch: pytest.MonkeyPatch) -> None:
     config, asked = model_config("tiny"), []
+    load = Load(width=9, height=8, views=2, batch=3, factor=2)
 
     def advice(*arguments: object, training: bool) -> str:
         asked.append((*arguments, training))
@@ -163,7 +168,7 @@ def test_running_out_of_memory_is_one_error_with_advice(fail, monkeypatch: pytes
         out_of_memory_explained("sr3d eval", config, torch.zeros(3, 2, 8, 9, 3), 2),
     ):
         fail()
-    assert "\n" not in str(caught.value) and asked == [(config, 9, 8, 2, 3, 2, False)]
+    assert "\n" not in str(caught.value) and asked == [(config, load, False)]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes"), Sr3dError("a", "b", "c", "d"), KeyError("x")])

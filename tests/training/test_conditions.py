@@ -136,8 +136,8 @@ def test_validation_tells_the_network_what_training_does(kind: str, worlds: Path
         none = module.network(found["coarse"], low.images, low.posed())
         embedding, known = Embedder(ConditionConfig(kind=kind, name=str(clip)))(batch)
         expected = [
-            module.network(found["coarse"], low.images, low.posed(), embedding=embedding).means[i] if known[i]
-            else none.means[i] for i in range(2)
+            module.network.predict(found["coarse"], low.images, low.posed(), embedding=embedding).gaussians.means[i]
+            if known[i] else none.means[i] for i in range(2)
         ]  # fmt: skip
     torch.testing.assert_close(found["sr3d"].means, torch.stack(expected), atol=1e-6, rtol=0)
     changed = (found["sr3d"].means - none.means).abs().amax(dim=(1, 2)) > 1e-4
