@@ -22,7 +22,8 @@ def shard(network: SuperResolver, mesh: DeviceMesh) -> None:
     for block in network.modules():
         if isinstance(block, Block | ViewBlock):
             fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    # The whole network, too, gives back what it gathered: validation has no backward pass that would do so.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(network, "predict")
 
 
