@@ -17,11 +17,11 @@ class ConditioningConfig:
 
     Attributes:
         embedding: Length of the embedding.
-        drop: Share of the scenes of a training batch that are treated as if they had none.
+        model: Name of the CLIP model whose embeddings the network learned on; training writes it.
     """
 
     embedding: int = 512
-    drop: float = 0.1
+    model: str = ""
 
 
 class Conditioner(nn.Module):
@@ -31,13 +31,11 @@ class Conditioner(nn.Module):
         """Build for tokens of `width` channels.
 
         Raises:
-            Sr3dError: No length, or a share outside [0, 1].
+            Sr3dError: No length.
         """
         super().__init__()
         if config.embedding < 1:
             raise Sr3dError("config", "model.network.conditioning.embedding", config.embedding, "≥ 1")
-        if not 0 <= config.drop <= 1:
-            raise Sr3dError("config", "model.network.conditioning.drop", config.drop, "0 to 1")
         self.config = config
         self.none = nn.Parameter(torch.randn(config.embedding))
         last = nn.Linear(width, 2 * width)
@@ -54,8 +52,6 @@ class Conditioner(nn.Module):
     ) -> Float[Tensor, "b v t d"]:
         """Conditioned tokens.
 
-        In training, scenes lose their embedding at random, drawn from torch's global CPU generator.
-
         Args:
             tokens: T tokens of V views.
             embedding: One for each scene, n = b; None: no scene has one.
@@ -69,12 +65,8 @@ class Conditioner(nn.Module):
             expected = (len(tokens), self.config.embedding)
             if tuple(embedding.shape) != expected:
                 raise Sr3dError("Conditioner", "embedding", f"shape {tuple(embedding.shape)}", f"{expected}")
-            kept = torch.ones(len(tokens), dtype=torch.bool)
-            if self.training and self.config.drop > 0:
-                kept = torch.rand(len(tokens)) >= self.config.drop
-            kept = kept.to(tokens.device)
-            if has_embedding is not None:
-                kept = kept & has_embedding
-            known = torch.where(kept[:, None], embedding, known)
+            if has_embedding is None:
+                has_embedding = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
+            known = torch.where(has_embedding[:, None], embedding, known)
         scale, shift = self.mlp(known)[:, None, None].chunk(2, dim=-1)
         return tokens * (1 + scale) + shift

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle
@@ -82,10 +83,14 @@ class ViewBlock(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Two convolutions with a residual path, as in EDSR (no normalisation: it harms super-resolution)."""
+    """Two convolutions with a residual path that see their input at unit size; the path itself keeps its size.
+
+    Without normalisation, as in EDSR, the gains of many blocks multiply, and a training can collapse at once.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.gain = nn.Parameter(torch.ones(width, 1, 1))
         self.body = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate"),
             nn.GELU(),
@@ -94,7 +99,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Same shape."""
-        return x + self.body(x)
+        size = x.float().square().mean(dim=1, keepdim=True).add(1e-6).rsqrt()
+        return x + self.body(x * size * self.gain)
 
 
 class Decoder(nn.Module):

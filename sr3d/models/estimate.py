@@ -224,7 +224,7 @@ def _run(config: SuperResolverConfig, load: Load, training: bool, precision: Pre
     """One forward pass, and backward where it trains, on fake tensors."""
     b, v, height, width = load.batch, load.views, load.height, load.width
     # Which parents a budget leaves out depends on the scene; here there are fewer.
-    plain = replace(config, scaffold=replace(config.scaffold, budget=None))
+    plain = replace(_unloaded(config), scaffold=replace(config.scaffold, budget=None))
     with torch.device("meta"):
         network = _Outline(plain)
     with (
@@ -343,7 +343,12 @@ def _smaller(config: SuperResolverConfig, load: Load) -> str | None:
 
 def _parameters(config: SuperResolverConfig) -> int:
     with torch.device("meta"):
-        return sum(p.numel() for p in SuperResolver(config).parameters())
+        return sum(p.numel() for p in SuperResolver(_unloaded(config)).parameters())
+
+
+def _unloaded(config: SuperResolverConfig) -> SuperResolverConfig:
+    """The same network without weights to download or read; their sizes are the same."""
+    return replace(config, encoder=replace(config.encoder, pretrained=False))
 
 
 def _gigabytes(count: int) -> str:
@@ -358,6 +363,9 @@ def out_of_memory_explained(
     factor: int | None = None,
     *,
     training: bool = False,
+    precision: Precision = "fp32",
+    checkpointing: bool = False,
+    targets: int = 2,
 ) -> Iterator[None]:
     """Say what the block needs and what lowers it, where memory runs out in it.
 
@@ -365,8 +373,11 @@ def out_of_memory_explained(
         source: Of the error.
         config: Of the network.
         images: Low-resolution views that the network works on.
-        factor: See `estimate`.
+        factor: See `estimate`, as for all that follows.
         training: Whether the block trains.
+        precision: Of the block.
+        checkpointing: Of a block that trains.
+        targets: Of a block that trains.
 
     Raises:
         Sr3dError: Memory ran out, of a GPU or of the machine.
@@ -380,6 +391,7 @@ def out_of_memory_explained(
             raise
         found = (str(error).strip() or "no memory left").splitlines()[0]
     *batch, views, height, width, _ = images.shape
-    load = Load(width=width, height=height, views=views, batch=math.prod(batch), factor=factor or config.factor)
-    advice = out_of_memory(config, load, training=training)
+    size = {"width": width, "height": height, "views": views, "batch": math.prod(batch), "targets": targets}
+    load = Load(**size, factor=factor or config.factor)
+    advice = out_of_memory(config, load, training=training, precision=precision, checkpointing=checkpointing)
     raise Sr3dError(source, "memory", found, advice)

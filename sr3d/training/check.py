@@ -45,6 +45,8 @@ def check_module(
         ("max_skipped", settings["max_skipped"] > 0, "1 or more"),
         ("sources", len(settings["sources"]) > 0, "at least one of depth, sweep"),
     )
+    if condition is not None and not 0 <= condition.drop < 1:
+        raise Sr3dError("config", "model.condition.drop", condition.drop, "at least 0 and below 1")
     for name, right, expected in ranges:
         if not right:
             raise Sr3dError("config", f"model.{name}", settings[name], expected)

@@ -8,6 +8,7 @@ The network learns on `Embedder`. Afterwards any embedding of the same CLIP mode
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,10 +28,12 @@ class ConditionConfig:
         kind: "image": of the middle one of the low-resolution input views, all that is there afterwards. "text": of
             the text that is stored with the clip; clips without one have none.
         name: CLIP model of the Hugging Face hub, or a folder that holds one. "text" needs its tokenizer, too.
+        drop: Share of the clips of training that the network is told nothing about.
     """
 
     kind: Literal["image", "text"]
     name: str = "openai/clip-vit-base-patch16"
+    drop: float = 0.1
 
 
 class Embedder(Frozen):
@@ -48,11 +51,14 @@ class Embedder(Frozen):
 
     def __init__(self, config: ConditionConfig) -> None:
         super().__init__()
+        self.config = config
         self.encoder = ImageEncoder(config.name) if config.kind == "image" else TextEncoder(config.name)
         self.width = self.encoder.width
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "b e"], Bool[Tensor, " b"]]:
         """Embeddings of length 1, and which clips have one; 0 for those without.
+
+        Warns where no clip of a batch has a text.
 
         Args:
             batch: Of B clips, with floating-point images.
@@ -65,4 +71,6 @@ class Embedder(Frozen):
         embeddings = torch.zeros(clips, self.width, device=images.device)
         if texts:
             embeddings[list(texts)] = self.encoder(list(texts.values()))
+        else:
+            warnings.warn(f"no text with {batch.context.name}: the network is told nothing about it", stacklevel=2)
         return embeddings, torch.tensor([i in texts for i in range(clips)], device=images.device)

@@ -21,8 +21,7 @@ from sr3d.models.checkpoint import CONFIG_KEY, PREFIX, network_entries
 from sr3d.models.estimate import out_of_memory_explained
 from sr3d.models.inputs import sight_problems
 from sr3d.models.prediction import Prediction
-from sr3d.models.registry import create_model, list_models
-from sr3d.models.resolver import SuperResolver, SuperResolverConfig
+from sr3d.models.resolver import SuperResolverConfig
 from sr3d.rendering import Rendering, render
 from sr3d.training.augment import AugmentConfig
 from sr3d.training.check import changed_keys, check_module, check_warmup, check_width
@@ -37,9 +36,10 @@ from sr3d.training.perceptual import Net
 from sr3d.training.processes import any_process, gather, mean_over_processes
 from sr3d.training.randomness import random_states, restore_random_states
 from sr3d.training.record import PendingStep, StepRecord, detached
-from sr3d.training.samples import batch_factor, clip_names, coarse_of, draw_batch
+from sr3d.training.samples import batch_factor, clip_names, coarse_of, draw_batch, draw_told
 from sr3d.training.schedule import parameter_groups, warmup_cosine
 from sr3d.training.sharding import is_sharded, shard, whole
+from sr3d.training.start import starting_network
 from sr3d.training.stopwatch import Stopwatch
 from sr3d.training.teachers import TeacherConfig
 from sr3d.training.validation import Scores
@@ -111,14 +111,12 @@ class SuperResolverModule(lightning.LightningModule):
         }
         # Before the network is made: an encoder may have to be downloaded.
         check_module(settings, loss, teacher, condition, None if isinstance(network, str) else network)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.network = _network(network).train()
+        self.network = starting_network(network, condition, loss, seed)
         check_module(settings, loss, teacher, condition, self.network.config)
         self.embedder = None if condition is None else Embedder(condition)
         check_width(self.embedder, self.network.config)
-        if checkpointing:
-            self.network.set_checkpointing(True)
+        self.checkpointing = checkpointing
+        self.network.set_checkpointing(checkpointing)
         self.losses = Losses(loss, teacher, perceptual)
         self.coarse, self.sources, self.augmentation = coarse, sources, augmentation
         self.learning_rate, self.warmup_steps, self.weight_decay = learning_rate, warmup_steps, weight_decay
@@ -192,7 +190,7 @@ class SuperResolverModule(lightning.LightningModule):
                 return self._nothing(bad[0][1], batch)
             count = most_gaussians(self.network.config.scaffold, len(coarse), batch_factor(batch))
             check_budget(size * count, self.max_gaussians, batch)
-            prediction = self._predict(coarse, batch)
+            prediction = self._predict(coarse, batch, first)
             self._watch.mark("network")
             target, high = self._draw(prediction.gaussians, batch)
             self._watch.mark("render")
@@ -288,7 +286,7 @@ class SuperResolverModule(lightning.LightningModule):
         """
         drawings: dict[str, Drawn] = {}
         with self._float32(), self._memory(batch):
-            about = self._about(batch)
+            about = (None, None) if self.embedder is None else self.embedder(batch)
             for source in self.sources:
                 drawings[source] = draw_methods(self.network, batch, with_source(self.coarse, source), *about)
                 self.scores.add(batch, source, drawings[source])
@@ -353,8 +351,16 @@ class SuperResolverModule(lightning.LightningModule):
 
     def _memory(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
         """Explains what a batch needed where memory runs out."""
-        images, factor, training = batch.context.images, batch_factor(batch), self.training
-        return out_of_memory_explained("training", self.network.config, images, factor, training=training)
+        return out_of_memory_explained(
+            "training",
+            self.network.config,
+            batch.context.images,
+            batch_factor(batch),
+            training=self.training,
+            precision="bf16" if self.trainer.precision == "bf16-mixed" else "fp32",
+            checkpointing=self.checkpointing,
+            targets=batch.target.images.shape[1],
+        )
 
     @contextlib.contextmanager
     def _float32(self) -> Iterator[None]:
@@ -364,18 +370,18 @@ class SuperResolverModule(lightning.LightningModule):
         with torch.autocast(kind, enabled=False):
             yield
 
-    def _predict(self, coarse: Gaussians, batch: Batch) -> Prediction:
-        """The network, under mixed precision if the trainer wants that."""
+    def _predict(self, coarse: Gaussians, batch: Batch, first: int) -> Prediction:
+        """The network, under mixed precision if the trainer wants that; `first` as in `draw_batch`."""
         kind, low, factor = self.device.type, batch.context, batch_factor(batch)
-        about, known = self._about(batch)
+        about = known = None
+        if self.embedder is not None:
+            about, known = self.embedder(batch)
+            share = 1 - self.embedder.config.drop
+            known &= draw_told(len(known), share, self.seed, self.global_step, first).to(known.device)
         with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=self._mixed):
             return self.network.predict(
                 coarse, low.images, low.posed(), factor=factor, embedding=about, has_embedding=known
             )
-
-    def _about(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """What the network is told about each clip, and which clips there is something to tell of."""
-        return (None, None) if self.embedder is None else self.embedder(batch)
 
     def _draw(self, fine: Gaussians, batch: Batch) -> tuple[Rendering, Rendering | None]:
         """The target views, and the input views at full resolution where a loss asks for them."""
@@ -391,10 +397,3 @@ class SuperResolverModule(lightning.LightningModule):
             # The other processes need this one's weights for their clips.
             raise Sr3dError(batch.context.name, "views", reason, "usable clips: a sharded network can skip none")
         return torch.stack([p.sum() * 0 for p in self.network.parameters() if p.requires_grad]).sum()
-
-
-def _network(network: SuperResolverConfig | str) -> SuperResolver:
-    """Untrained, from a config or the name of a size; or trained, from a file or a name on the hub."""
-    if not isinstance(network, str):
-        return SuperResolver(network)
-    return create_model(network) if network in list_models() else SuperResolver.from_pretrained(network)

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from sr3d.cameras import Cameras
@@ -66,6 +67,12 @@ def draw_batch(
         generator = torch.Generator().manual_seed(draw.getrandbits(62))
         parts.append(split_batch(augment(Batch.stack([clip]), augmentation, generator))[0])
     return Batch.stack(parts), chosen
+
+
+def draw_told(clips: int, share: float, seed: int, step: int, first: int) -> Bool[Tensor, " b"]:
+    """Which clips the network is told about, `share` of all; reproducible like `draw_batch`, with its arguments."""
+    draws = [random.Random(f"told-{seed}-{step}-{first + i}").random() for i in range(clips)]
+    return torch.tensor([draw < share for draw in draws], dtype=torch.bool)
 
 
 def coarse_of(context: Scene, sources: Sequence[DepthSource], config: CoarseConfig) -> Gaussians:

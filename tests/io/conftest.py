@@ -8,6 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from forest_files import small
+
+from sr3d.io import write_forest
 
 
 @dataclass
@@ -120,3 +123,21 @@ def pattern_error() -> Callable[[np.ndarray, np.ndarray], float]:
         return float(np.abs(image - pattern((u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1])).max())
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A forest on disk, to read only."""
+    path = tmp_path_factory.mktemp("forest") / "good.sr3d"
+    write_forest(small(), path)
+    return path
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of it, to spoil."""
+    path = tmp_path / "a.sr3d"
+    path.mkdir()
+    for file in saved.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    return path

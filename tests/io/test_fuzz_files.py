@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import shutil
 import struct
 import subprocess
@@ -12,13 +11,13 @@ import sys
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from damage import SPECIAL, Change, examples, places, raw, real, several, text, values
+from hypothesis import given
 from hypothesis import strategies as st
 from lod_scenes import camera, plane_forest, surfels
 from plyfile import PlyData, PlyElement
@@ -29,129 +28,6 @@ from sr3d.gaussians import Gaussians, Lod
 from sr3d.io import check_forest, read_forest, read_ply, write_forest
 from sr3d.io.ply import read_points
 from sr3d.lod import Forest
-
-SPECIAL = [0.0, -0.0, -1.0, 1e-45, 1e-30, 0.5, 1.0, 1e9, 3e38, -3e38, float("inf"), -float("inf"), float("nan")]
-WHOLE = [0, 1, -1, -2, 63, 64, 65, 1023, 1024, 2**31 - 1, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, -(2**63)]
-LIES = [*map(str, WHOLE), str(2**64), "1e400", "-0", "3.5", "true", "null", '"7"', "[]", "{}", "9" * 5000, "NaN", "nan"]
-
-Change = Callable[[bytes], bytes]
-
-
-def examples(count: int) -> Callable:
-    return settings(
-        max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-    )
-
-
-def _at(data: bytes, place: float, size: int = 1, step: int = 1) -> int:
-    return int(place * max(len(data) - size + 1, 1)) // step * step
-
-
-def flip(place: float, bit: int) -> Change:
-    def change(data: bytes) -> bytes:
-        at = _at(data, place)
-        return data[:at] + bytes([data[at] ^ (1 << bit)]) + data[at + 1 :] if data else data
-
-    return change
-
-
-def cut(place: float) -> Change:
-    return lambda data: data[: _at(data, place)]
-
-
-def insert(place: float, new: bytes) -> Change:
-    return lambda data: data[: _at(data, place)] + new + data[_at(data, place) :]
-
-
-def drop(place: float, count: int) -> Change:
-    return lambda data: data[: _at(data, place)] + data[_at(data, place) + count :]
-
-
-def real(place: float, value: float, layout: str) -> Change:
-    def change(data: bytes) -> bytes:
-        at = _at(data, place, 4, 4)
-        return data[:at] + struct.pack(layout, value) + data[at + 4 :]
-
-    return change
-
-
-def whole(place: float, value: int) -> Change:
-    def change(data: bytes) -> bytes:
-        at = _at(data, place, 8, 8)
-        return data[:at] + struct.pack("<q", value) + data[at + 8 :]
-
-    return change
-
-
-def lie(place: float, value: str) -> Change:
-    """Another value in place of a number that is written out."""
-
-    def change(data: bytes) -> bytes:
-        found = list(re.finditer(rb"-?\d+(\.\d+)?(e-?\d+)?", data))
-        if not found:
-            return data
-        number = found[int(place * len(found))]
-        return data[: number.start()] + value.encode() + data[number.end() :]
-
-    return change
-
-
-def word(place: float, other: float) -> Change:
-    """Another word of the text in place of one: names, types and keys get mixed up."""
-
-    def change(data: bytes) -> bytes:
-        found = list(re.finditer(rb"\w+", data))
-        if not found:
-            return data
-        old, new = found[int(place * len(found))], found[int(other * len(found))][0]
-        return data[: old.start()] + new + data[old.end() :]
-
-    return change
-
-
-def line(place: float, times: int) -> Change:
-    """Leave a line out, or repeat it."""
-
-    def change(data: bytes) -> bytes:
-        lines = data.split(b"\n")
-        at = int(place * len(lines))
-        return b"\n".join(lines[:at] + [lines[at]] * times + lines[at + 1 :])
-
-    return change
-
-
-places = st.floats(0, 1, exclude_max=True)
-raw = [
-    st.builds(flip, places, st.integers(0, 7)),
-    st.builds(cut, places),
-    st.builds(insert, places, st.binary(min_size=1, max_size=9)),
-    st.builds(drop, places, st.integers(1, 9)),
-]
-text = st.one_of(
-    *raw,
-    st.builds(lie, places, st.sampled_from(LIES)),
-    st.builds(lie, places, st.integers(0, 70).map(str)),
-    st.builds(word, places, places),
-    st.builds(line, places, st.integers(0, 3)),
-)
-values = st.one_of(
-    st.builds(flip, places, st.integers(0, 7)),
-    st.builds(real, places, st.sampled_from(SPECIAL), st.just("<f")),
-    st.builds(whole, places, st.sampled_from(WHOLE)),
-)
-
-
-def several(kind: st.SearchStrategy, most: int) -> st.SearchStrategy:
-    def chained(changes: list[Change]) -> Change:
-        def change(data: bytes) -> bytes:
-            for step in changes:
-                data = step(data)
-            return data
-
-        return change
-
-    return st.lists(kind, min_size=1, max_size=most).map(chained)
-
 
 # --- forests
 
@@ -386,6 +262,7 @@ def test_lies_about_sizes_allocate_nothing(forests, tmp_path):
         import resource, sys
         from pathlib import Path
         sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+        import damage
         import test_fuzz_files as fuzz
         forest, plys = Path({str(forests[8])!r}), Path({str(tmp_path)!r})
         assert fuzz.use(forest)
@@ -396,11 +273,11 @@ def test_lies_about_sizes_allocate_nothing(forests, tmp_path):
         cases = 0
         for value in lies:
             for k in range(60):
-                fuzz.use(fuzz.spoiled(forest, "forest.json", fuzz.lie(k / 60, value)))
+                fuzz.use(fuzz.spoiled(forest, "forest.json", damage.lie(k / 60, value)))
             for k in range(50):
                 def inside(data):
                     length = int.from_bytes(data[:8], "little")
-                    head = fuzz.lie(k / 50, value)(data[8 : 8 + length])
+                    head = damage.lie(k / 50, value)(data[8 : 8 + length])
                     head = head.ljust(-(-len(head) // 8) * 8)
                     return len(head).to_bytes(8, "little") + head + data[8 + length :]
                 bad = fuzz.spoiled(forest, "level-001.safetensors", inside)
@@ -410,7 +287,7 @@ def test_lies_about_sizes_allocate_nothing(forests, tmp_path):
                 head, middle, body = data.partition(b"end_header")
                 for k in range(12):
                     for dtype in (b"list uint int", b"list uchar float"):
-                        lying = fuzz.lie(k / 12, value)(head.replace(b"list uchar int", dtype)) + middle + body
+                        lying = damage.lie(k / 12, value)(head.replace(b"list uchar int", dtype)) + middle + body
                         (plys / "lie").write_bytes(lying)
                         fuzz.use_ply(plys / "lie")
                         cases += 1

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import sloped_scene, tiny_config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_networks import sloped_scene, tiny_config
 
 from sr3d import Sr3dError, SuperResolver
 from sr3d.models import checkpoint as module

@@ -6,7 +6,7 @@ import resource
 
 import pytest
 import torch
-from conftest import SIZE, sloped_scene
+from tiny_networks import SIZE, sloped_scene
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -156,19 +156,20 @@ def _raise(error: Exception) -> None:
 )
 def test_running_out_of_memory_is_one_error_with_advice(fail, monkeypatch: pytest.MonkeyPatch) -> None:
     config, asked = model_config("tiny"), []
-    load = Load(width=9, height=8, views=2, batch=3, factor=2)
+    load = Load(width=9, height=8, views=2, batch=3, factor=2, targets=5)
+    how = {"training": True, "precision": "bf16", "checkpointing": True}
 
-    def advice(*arguments: object, training: bool) -> str:
-        asked.append((*arguments, training))
+    def advice(*arguments: object, **options: object) -> str:
+        asked.append((*arguments, options))
         return "less"
 
     monkeypatch.setattr(module, "out_of_memory", advice)
     with (
         pytest.raises(Sr3dError, match=r"sr3d eval: memory: found .*; expected less$") as caught,
-        out_of_memory_explained("sr3d eval", config, torch.zeros(3, 2, 8, 9, 3), 2),
+        out_of_memory_explained("sr3d eval", config, torch.zeros(3, 2, 8, 9, 3), 2, targets=5, **how),
     ):
         fail()
-    assert "\n" not in str(caught.value) and asked == [(config, load, False)]
+    assert "\n" not in str(caught.value) and asked == [(config, load, how)]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes"), Sr3dError("a", "b", "c", "d"), KeyError("x")])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SIZE, sloped_scene
+from tiny_networks import SIZE, sloped_scene
 
 from sr3d import Gaussians, Sr3dError, SuperResolver, render
 from sr3d.models import create_model, list_models, model_config

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SIZE, VARIANTS, perturbed, sloped_scene, tiny_config
+from tiny_networks import SIZE, VARIANTS, perturbed, sloped_scene, tiny_config
 
 from sr3d import Cameras, Gaussians, Scene, Sr3dError, SuperResolver, render
 from sr3d.gaussians import quat_to_matrix

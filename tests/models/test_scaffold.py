@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import SIZE, sloped_scene
+from tiny_networks import SIZE, sloped_scene
 
 from sr3d import Cameras, Gaussians, Sr3dError, render
 from sr3d.lod import Lod

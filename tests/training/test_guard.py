@@ -14,6 +14,7 @@ from training_run import fit, small_batches, small_module, small_network
 from sr3d import Sr3dError
 from sr3d.coarse import CoarseConfig, coarse_gaussians
 from sr3d.datasets.batch import Batch
+from sr3d.models.estimate import Load
 from sr3d.models.inputs import sight_problems
 from sr3d.training.guard import Guard, not_finite
 from sr3d.training.memory import check_budget, most_gaussians
@@ -143,14 +144,15 @@ def test_out_of_memory_says_what_lowers_it(
     def full(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr("sr3d.models.estimate.out_of_memory", lambda *args, **options: f"{args[1:]}, {options}")
-    module = small_module(warmup_steps=0)
+    monkeypatch.setattr("sr3d.models.estimate.out_of_memory", lambda _, load, **options: f"{load}, {options}")
+    module = small_module(warmup_steps=0, checkpointing=True)
     if place == "predict":
         monkeypatch.setattr(module.network, "predict", full)
     else:
         monkeypatch.setattr(lightning.LightningModule, "backward", full)
     with pytest.raises(Sr3dError) as caught:
-        fit(module, small_batches(worlds, 1), tmp_path)
+        fit(module, small_batches(worlds, 1), tmp_path, precision="bf16-mixed")
     assert caught.value.field == "memory" and "Tried to allocate 2 GiB" in caught.value.found
-    # Two clips of two views of 8 x 8 pixels, enlarged four times.
-    assert caught.value.expected == "(8, 8, 2, 2, 4), {'training': True}"
+    load = Load(width=8, height=8, views=2, batch=2, factor=4, targets=1)
+    options = {"training": True, "precision": "bf16", "checkpointing": True}
+    assert caught.value.expected == f"{load}, {options}"

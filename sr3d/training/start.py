@@ -1,0 +1,44 @@
+"""The network that a training starts from."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import torch
+
+from sr3d.models.registry import create_model, list_models
+from sr3d.models.resolver import SuperResolver, SuperResolverConfig
+from sr3d.training.conditions import ConditionConfig
+from sr3d.training.losses import LossConfig
+
+
+def starting_network(
+    network: SuperResolverConfig | str, condition: ConditionConfig | None, loss: LossConfig, seed: int
+) -> SuperResolver:
+    """Untrained, from a config or the name of a size; or trained, from a file or a name on the hub.
+
+    Features that no loss looks at stay as they are, with a warning: processes that train together would wait for
+    gradients that never come.
+
+    Args:
+        network: Config, size, file or name.
+        condition: What it is told; a config notes the name of the CLIP model, for whoever uses the network later.
+        loss: Weights.
+        seed: Of untrained weights.
+
+    Raises:
+        Sr3dError: No such network.
+    """
+    if not isinstance(network, str) and network.conditioning is not None and condition is not None:
+        network = replace(network, conditioning=replace(network.conditioning, model=condition.name))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if not isinstance(network, str):
+            made = SuperResolver(network)
+        else:
+            made = create_model(network) if network in list_models() else SuperResolver.from_pretrained(network)
+    if made.semantics is not None and not loss.semantic:
+        warnings.warn("model.network.semantics stays as it is: model.loss.semantic is 0", stacklevel=2)
+        made.semantics.requires_grad_(False)
+    return made.train()
