@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import interpolate, pad, pixel_shuffle, pixel_unshuffle
 from torch.utils.checkpoint import checkpoint
 
 from sr3d.errors import Sr3dError
+
+_SLOW = 0.1  # factor on what the decoder decides itself
 
 CELL = 4  # pixels per side of a cell of the grid on which the convolutions work, whatever the factor
 
@@ -109,6 +111,7 @@ class Decoder(nn.Module):
     Args:
         config: Sizes.
         token_width: Of the encoder.
+        patch: Pixels per side of a token.
         evidence: Channels of the per-pixel inputs.
         matches: Channels of the geometry branch's cost volume; 0 without one.
         dense: Whether feature maps at high resolution are needed.
@@ -118,13 +121,13 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, config: DecoderConfig, token_width: int, evidence: int, matches: int = 0, dense: bool = True
+        self, config: DecoderConfig, token_width: int, patch: int, evidence: int, matches: int = 0, dense: bool = True
     ) -> None:
         super().__init__()
         if token_width % config.heads:
             expected = f"a divisor of the token width {token_width}"
             raise Sr3dError("config", "model.network.decoder.heads", config.heads, expected)
-        self.checkpointing = False
+        self.checkpointing, self.patch = False, patch
         self.blocks = nn.ModuleList(ViewBlock(token_width, config.heads) for _ in range(config.blocks))
         self.from_tokens = nn.Linear(token_width, config.width)
         self.stem = nn.Conv2d(evidence * CELL**2, config.width, 3, padding=1, padding_mode="replicate")
@@ -159,7 +162,7 @@ class Decoder(nn.Module):
         b, v = tokens.shape[:2]
         x = self.stem(pixel_unshuffle(evidence.flatten(0, 1), CELL))
         context = self.from_tokens(tokens).flatten(0, 1).transpose(1, 2).unflatten(2, grid)
-        x = x + interpolate(context.float(), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        x = x + self._on_cells(context.float(), x.shape[-2], x.shape[-1])
         if self.from_matches is not None and matches is not None:
             x = x + self.from_matches(matches.flatten(0, 1))
         for block in self.body:
@@ -168,12 +171,22 @@ class Decoder(nn.Module):
         def large(layer: nn.Conv2d) -> Tensor:
             return pixel_shuffle(layer(x), CELL).float().unflatten(0, (b, v))
 
+        def slow(layer: nn.Conv2d) -> Tensor:
+            # Hundreds of inputs go into one colour: the optimiser's steps, equal for all weights, would shake it.
+            return _SLOW * large(layer)
+
         return Maps(
             features=None if self.features is None else large(self.features),
-            texture=large(self.texture),
-            trust=large(self.trust),
-            depth=None if self.depth is None else large(self.depth),
+            texture=slow(self.texture),
+            trust=slow(self.trust),
+            depth=None if self.depth is None else slow(self.depth),
         )
+
+    def _on_cells(self, context: Tensor, height: int, width: int) -> Tensor:
+        """Maps of tokens at the cells. Tokens reach beyond an image whose sides are no multiples of theirs."""
+        large = interpolate(context, scale_factor=self.patch / CELL, mode="bilinear", recompute_scale_factor=False)
+        short = (0, max(0, width - large.shape[-1]), 0, max(0, height - large.shape[-2]))
+        return pad(large, short, mode="replicate")[..., :height, :width]
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         out: Tensor = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sr3d.gaussians import Gaussians
@@ -41,7 +41,16 @@ def to_surface(depths: Float[Tensor, "b v h w"], sight: Sight) -> Float[Tensor, 
     return (gap.clamp(-0.5, 0.5) * sight.home).sum(dim=1)
 
 
-def places(points: Float[Tensor, "b n 3"], views: Views) -> Float[Tensor, "b n 3"]:
-    """Points in the mean camera's axes, from the mean camera's position, in mean depths."""
-    origin = views.cameras.positions.mean(dim=1, keepdim=True)
-    return torch.einsum("bij,bnj->bni", mean_axes(views.cameras), points - origin) / views.unit[:, None, None]
+def places(points: Float[Tensor, "b n 3"], mask: Bool[Tensor, "b n"], views: Views) -> Float[Tensor, "b n 3"]:
+    """Points from their centre in the mean camera's axes, in input pixels at the mean depth: alike at any zoom.
+
+    Args:
+        points: World frame.
+        mask: Points that count.
+        views: Their views.
+    """
+    counted = mask[..., None].to(points.dtype)
+    points = points * counted
+    points = (points - points.sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp_min(1)) * counted
+    pixel = views.factor * views.cameras.footprint(views.unit[:, None, None].expand(-1, views.images.shape[1], 1))
+    return torch.einsum("bij,bnj->bni", mean_axes(views.cameras), points) / pixel.mean(dim=1)[..., None]

@@ -32,7 +32,7 @@ class PointsConfig:
         window: Points that attend to each other.
         mlp_ratio: Hidden channels of the MLP in multiples of `width`.
         orders: Curves that the blocks follow in turns.
-        cell: Edge of the curves' cells, in mean depths; below the distance of neighbouring points.
+        cell: Edge of the curves' cells, in input pixels at the mean depth; below the distance of neighbouring points.
     """
 
     blocks: int = 2
@@ -41,7 +41,7 @@ class PointsConfig:
     window: int = 128
     mlp_ratio: float = 2.0
     orders: list[Curve] = field(default_factory=_curves)
-    cell: float = 1e-4
+    cell: float = 1 / 32
 
 
 class PointTransformer(nn.Module):
@@ -86,7 +86,7 @@ class PointTransformer(nn.Module):
 
         Args:
             features: One vector for each point.
-            points: Positions in the mean camera's axes, in mean depths. Get no gradient through the order.
+            points: Positions (see `sr3d.models.describe.places`). Get no gradient through the order.
             mask: Points that count; None: all. The others are seen by nobody and keep their features.
         """
         x = self.embed(features if mask is None else torch.where(mask[..., None], features, 0.0))
@@ -155,7 +155,7 @@ def _places(points: Float[Tensor, "b w k 3"], mask: Bool[Tensor, "b w k"] | None
     total = weights.sum(dim=2, keepdim=True).clamp_min(1)
     offset = (points - points.sum(dim=2, keepdim=True) / total) * weights
     radius = (offset.square().sum(dim=(2, 3), keepdim=True) / total).clamp_min(1e-12).sqrt()
-    size = radius.log().expand_as(weights) / 4 + 1  # 0 at 2 % of the mean depth
+    size = radius.log().expand_as(weights) / 4
     return torch.cat([offset / radius, size], dim=-1)
 
 

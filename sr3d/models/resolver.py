@@ -16,7 +16,7 @@ from sr3d.models.budget import home_views, plan_split
 from sr3d.models.conditioning import Conditioner, ConditioningConfig
 from sr3d.models.decoder import CELL, Decoder, DecoderConfig, Maps
 from sr3d.models.describe import DESCRIPTION, describe, places, to_surface
-from sr3d.models.encoder import Encoder, EncoderConfig, plucker_rays
+from sr3d.models.encoder import RAY_CHANNELS, Encoder, EncoderConfig, plucker_rays
 from sr3d.models.gather import GatherConfig, Sight, fuse, locate, normalised, sample
 from sr3d.models.geometry import Geometry, GeometryConfig
 from sr3d.models.head import HeadConfig, OffsetHead
@@ -99,10 +99,11 @@ class SuperResolver(nn.Module):
         geometry, points, semantics = config.geometry, config.points, config.semantics
         self.conditioner = None if config.conditioning is None else Conditioner(config.conditioning, width)
         patch, refinement = self.encoder.patch, config.refinement
-        self.refinement = None if refinement is None else Refinement(refinement, width, patch, COARSE_CHANNELS)
+        drawn = COARSE_CHANNELS + RAY_CHANNELS
+        self.refinement = None if refinement is None else Refinement(refinement, width, patch, drawn)
         self.geometry = None if geometry is None else Geometry(geometry, SHOWN_CHANNELS, CELL)
         matches = 0 if self.geometry is None else self.geometry.channels
-        self.decoder = Decoder(config.decoder, width, evidence, matches, dense=config.head is not None)
+        self.decoder = Decoder(config.decoder, width, patch, evidence, matches, dense=config.head is not None)
         inputs = 2 * config.decoder.fine + DESCRIPTION + _SLOTS
         self.points = None if points is None else PointTransformer(points, inputs)
         sh, semantic = (config.sh_degree + 1) ** 2, 0 if semantics is None else semantics.width
@@ -131,6 +132,7 @@ class SuperResolver(nn.Module):
         factor: int | None = None,
         embedding: Float[Tensor, "b e"] | None = None,
         has_embedding: Bool[Tensor, " b"] | None = None,
+        coarse_tokens: Float[Tensor, "b v c hc wc"] | None = None,
     ) -> Prediction:
         """Fine Gaussians of B scenes, and what the branches of the network saw.
 
@@ -141,17 +143,20 @@ class SuperResolver(nn.Module):
             factor: Ratio of the resolutions, one that the network is made for; its first one if None.
             embedding: Text or image embedding, for a network with conditioning. [B, E]
             has_embedding: Scenes that have one; all of them if None. [B]
+            coarse_tokens: Of the network that made the coarse scene, row-major maps over each view, for a network
+                with `refinement.coarse_width`.
 
         Raises:
-            Sr3dError: Shapes disagree, the coarse scene has no level of detail, too high an SH degree, or lies outside
-                all views, or the factor is another one.
+            Sr3dError: Shapes disagree, an embedding or tokens that the network has no use for or lacks, the coarse scene
+                has no level of detail, too high an SH degree, or lies outside all views, or the factor is another one.
         """
         views = self._prepare(coarse, images, cameras, self._checked(coarse, factor))
+        self._check_told(embedding, coarse_tokens)
         with exact(images):
             children, sight = self._scaffold(coarse, views)
             rays = plucker_rays(views.cameras, views.unit)
             shown = padded(views.shown(), CELL)
-        tokens = self._tokens(views, rays, embedding, has_embedding)
+        tokens = self._tokens(views, rays, embedding, has_embedding, coarse_tokens)
         matches = None if self.geometry is None else self.geometry(shown, *cells(views, CELL))
         patch = self.encoder.patch
         grid = (-(-views.cameras.height // patch), -(-views.cameras.width // patch))
@@ -241,6 +246,16 @@ class SuperResolver(nn.Module):
             raise Sr3dError("SuperResolver", "coarse.sh", f"degree {coarse.sh_degree}", f"degree ≤ {config.sh_degree}")
         return f
 
+    def _check_told(self, embedding: Tensor | None, coarse_tokens: Tensor | None) -> None:
+        """What nobody would read is a mistake, and so is what is missing."""
+        if embedding is not None and self.conditioner is None:
+            raise Sr3dError("SuperResolver", "embedding", "one", "none: the network has no conditioning")
+        wanted = 0 if self.config.refinement is None else self.config.refinement.coarse_width
+        given = 0 if coarse_tokens is None else coarse_tokens.shape[2]
+        if given != wanted:
+            expected = f"{wanted} (model.network.refinement.coarse_width)"
+            raise Sr3dError("SuperResolver", "coarse_tokens", f"{given} channels", expected)
+
     # The two places where something is drawn: `sr3d.models.estimate` has its own, which draw nothing.
     def _prepare(self, coarse: Gaussians, images: Tensor, cameras: Cameras, factor: int) -> Views:
         return prepare(coarse, images, cameras, factor, self.upsampler)
@@ -254,13 +269,14 @@ class SuperResolver(nn.Module):
         rays: Float[Tensor, "b v 6 h w"],
         embedding: Float[Tensor, "b e"] | None,
         has_embedding: Bool[Tensor, " b"] | None,
+        coarse_tokens: Float[Tensor, "b v c hc wc"] | None,
     ) -> Float[Tensor, "b v t d"]:
         """Of the encoder, told about the embedding and the coarse scene, after attention across views."""
         tokens = self.encoder(views.images, rays)
         if self.conditioner is not None:
             tokens = self.conditioner(tokens, embedding, has_embedding)
         if self.refinement is not None:
-            tokens = self.refinement(tokens, views.coarse)
+            tokens = self.refinement(tokens, torch.cat([views.coarse, rays], dim=2), coarse_tokens)
         out: Tensor = self.decoder.attend(tokens)
         return out
 
@@ -318,10 +334,11 @@ class SuperResolver(nn.Module):
         features = torch.cat([fuse(fine, sight.weights), fuse(fine, sight.home), described], dim=1).mT
         features = torch.cat([features, children.slots], dim=-1)
         if self.points is not None:
+            there = children.parents >= 0
             with exact(features):
-                positions = places(children.gaussians.means.detach(), views)
+                positions = places(children.gaussians.means.detach(), there, views)
             # One scene is never padded; without a mask, attention has faster kernels.
-            features = self.points(features, positions, children.parents >= 0 if len(positions) > 1 else None)
+            features = self.points(features, positions, there if len(positions) > 1 else None)
         raw: Tensor = self.head(features)
         return raw if before is None else before + raw
 
