@@ -186,6 +186,7 @@ def upscale(
     views: str | None = None,
     source: Source | None = None,
     max_pixels: int = 20_000,
+    prompt: str | None = None,
 ) -> None:
     """Turn posed photographs into fine Gaussians: one forward pass, one .ply.
 
@@ -196,6 +197,7 @@ def upscale(
         views: Views to use, e.g. 0,4; all if left out.
         source: Where coarse depth comes from: plane-sweep stereo or the depth maps; the latter where there are some.
         max_pixels: Photographs with more pixels than this are reduced by a whole number first.
+        prompt: Words about the scene, for a network with conditioning.
     """
     from dataclasses import replace
 
@@ -205,9 +207,11 @@ def upscale(
     from sr3d.lod import Lod
     from sr3d.models import SuperResolver
     from sr3d.models.estimate import out_of_memory_explained
+    from sr3d.training.conditions import prompt_embedding
     from sr3d.zoom.loop import MAX_GAUSSIANS
 
     network = SuperResolver.from_pretrained(checkpoint)
+    embedding = None if prompt is None else prompt_embedding(network, prompt)
     photographs = load_scene(scene, _numbers(views, "--views", int))
     inputs = fit_sizes(photographs, 1, max_pixels)
     cameras = inputs.posed()
@@ -219,7 +223,7 @@ def upscale(
     chosen = source or ("sweep" if inputs.depths is None else "depth")
     coarse = coarse_gaussians(inputs, CoarseConfig(source=chosen))
     with out_of_memory_explained("sr3d upscale", network.config, inputs.images):
-        fine = network.upscale(coarse, inputs, network.config.factor)
+        fine, _ = network.refine(coarse, inputs, network.config.factor, embedding)
     assert fine.lod is not None
     # The file holds one complete level: its parents are not in it, so there is nothing to fade to.
     replace(fine, lod=Lod.roots(fine.lod.native)).to("cpu").save(output)
@@ -274,6 +278,7 @@ def zoom(
     factor: int = 16,
     width: int = 160,
     frames: int = 120,
+    prompt: str | None = None,
 ) -> None:
     """Zoom into a place of posed photographs: Gaussians with levels of detail, a video, a contact sheet, numbers.
 
@@ -286,6 +291,7 @@ def zoom(
         factor: Final magnification, a power of the network's factor.
         width: Largest width of the network's input in pixels.
         frames: Of the video.
+        prompt: Words about the scene, for a network with conditioning.
     """
     from sr3d.zoom.run import run_zoom
 
@@ -293,7 +299,7 @@ def zoom(
     if pixel is None or len(pixel) != 2:
         raise Sr3dError("sr3d zoom", "--target", target, "two numbers, e.g. 120,80")
     chosen = _numbers(views, "--views", int)
-    run_zoom(scene, chosen, (pixel[0], pixel[1]), factor, checkpoint, output, width=width, frames=frames)
+    run_zoom(scene, chosen, (pixel[0], pixel[1]), factor, checkpoint, output, width=width, frames=frames, prompt=prompt)
     print(f"written: {output}")
 
 

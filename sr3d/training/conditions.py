@@ -2,7 +2,7 @@
 
 The network learns on `Embedder`. Afterwards any embedding of the same CLIP model serves, of a text:
 
-    embedding = TextEncoder("openai/clip-vit-base-patch16")(["a kitchen with a wooden table"])[0]
+    embedding = prompt_embedding(network, "a kitchen with a wooden table")
     fine, parents = network.refine(coarse, views, embedding=embedding)
 """
 
@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sr3d.datasets.batch import Batch
+from sr3d.errors import Sr3dError
+from sr3d.models.resolver import SuperResolver
 from sr3d.training.clip_model import Frozen, ImageEncoder, TextEncoder
 
 
@@ -34,6 +36,24 @@ class ConditionConfig:
     kind: Literal["image", "text"]
     name: str = "openai/clip-vit-base-patch16"
     drop: float = 0.1
+
+
+def prompt_embedding(network: SuperResolver, prompt: str) -> Float[Tensor, " e"]:
+    """Embedding of words about a scene, by the CLIP model that a network learned on.
+
+    Args:
+        network: With conditioning.
+        prompt: Words.
+
+    Raises:
+        Sr3dError: The network has no conditioning, does not know its CLIP model, or that cannot be had.
+    """
+    conditioning = network.config.conditioning
+    if conditioning is None or not conditioning.model:
+        raise Sr3dError(
+            "prompt", "network", "no conditioning on a CLIP model", "a network trained with model.condition"
+        )
+    return TextEncoder(conditioning.model)([prompt])[0]
 
 
 class Embedder(Frozen):

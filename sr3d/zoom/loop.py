@@ -62,6 +62,7 @@ def zoom_into(
     network: SuperResolver,
     coarse: CoarseConfig | None = None,
     cameras: Cameras | None = None,
+    embedding: Float[Tensor, " e"] | None = None,
     max_gaussians: int = MAX_GAUSSIANS,
     on_level: Callable[[ZoomLevel], None] | None = None,
 ) -> Gaussians:
@@ -81,6 +82,7 @@ def zoom_into(
         network: Refines every level; used as it is, on its own device.
         coarse: Coarse stage of a `Scene`; by default its depths where it has them, else plane-sweep stereo.
         cameras: Views of given Gaussians, at the resolution that their detail is good for. [C]
+        embedding: What a network with conditioning is told at every level (see `sr3d.training.conditions`).
         max_gaussians: Largest level.
         on_level: Called after every level, level 0 included.
 
@@ -118,7 +120,7 @@ def zoom_into(
             images = _draw(forest, frames)
             parents = _parents(forest, frames, level - 1)
             _check_size(level, len(parents), children, max_gaussians)
-        forest, links = _refine(forest, parents, Scene(images=images, cameras=frames), network)
+        forest, links = _refine(forest, parents, Scene(images=images, cameras=frames), network, embedding)
         if on_level is not None:
             on_level(_summary(forest, level, len(parents), frames, links, start))
     return forest
@@ -201,7 +203,7 @@ def _in_frames(gaussians: Gaussians, cameras: Cameras) -> Bool[Tensor, " n"]:
 
 
 def _refine(
-    forest: Gaussians, parents: Tensor, views: Scene, network: SuperResolver
+    forest: Gaussians, parents: Tensor, views: Scene, network: SuperResolver, embedding: Tensor | None
 ) -> tuple[Gaussians, Int[Tensor, " n"]]:
     """The forest with children of those parents that have none yet, and the parent of each child."""
     lod = _lod(forest)
@@ -210,13 +212,24 @@ def _refine(
         return forest, parents[:0]
     # Parents that were split before take part: they hide what is behind them.
     with out_of_memory_explained("sr3d zoom", network.config, views.images):
-        children, of = network.refine(forest.index(parents), views, network.config.factor)
+        children, of = network.refine(forest.index(parents), views, network.config.factor, embedding)
     new = fresh[of]
     children, links = _covering(children.index(new)), parents[of[new]]
     # What has no children of its own is shown by those of another view's Gaussian: it fades out as they fade in.
     finer = lod.finer.index_copy(0, parents[fresh], lod.native[parents[fresh]] / network.config.factor)
     finer = finer.index_copy(0, links, _lod(children).native)
-    return Gaussians.cat([replace(forest, lod=replace(lod, finer=finer)), children]), links
+    return Gaussians.cat(_alike(replace(forest, lod=replace(lod, finer=finer)), children)), links
+
+
+def _alike(forest: Gaussians, children: Gaussians) -> list[Gaussians]:
+    """Both with features, zeros where there are none: coarse scenes have none, children of a semantic network do."""
+    widths = [g.features.shape[-1] for g in (forest, children) if g.features is not None]
+    if not widths:
+        return [forest, children]
+    return [
+        g if g.features is not None else replace(g, features=g.means.new_zeros(*g.means.shape[:-1], widths[0]))
+        for g in (forest, children)
+    ]
 
 
 def _covering(children: Gaussians) -> Gaussians:

@@ -22,6 +22,7 @@ from sr3d.io import load_scene
 from sr3d.lod import Forest
 from sr3d.models import SuperResolver
 from sr3d.scene import Scene
+from sr3d.training.conditions import prompt_embedding
 from sr3d.zoom.loop import ZoomLevel, zoom_into
 from sr3d.zoom.measure import Magnified, Truth, consistency, frame_changes, magnify, photograph
 from sr3d.zoom.path import zoom_path
@@ -40,6 +41,7 @@ def run_zoom(
     width: int = 160,
     frames: int = 120,
     video_width: int = 512,
+    prompt: str | None = None,
 ) -> dict[str, object]:
     """Zoom into a folder of posed photographs and write what came out.
 
@@ -56,6 +58,7 @@ def run_zoom(
         width: Largest width of the network's input, pixels.
         frames: Of the video.
         video_width: Longer side of the video, pixels.
+        prompt: Words about the scene, for a network with conditioning.
 
     Returns:
         What `metrics.json` says.
@@ -65,6 +68,7 @@ def run_zoom(
     """
     _check_output(output)
     network = SuperResolver.from_pretrained(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    embedding = None if prompt is None else prompt_embedding(network, prompt)
     photographs = load_scene(scene_path, views)
     if width < 8:
         raise Sr3dError("sr3d zoom", "width", width, "8 pixels or more")
@@ -84,7 +88,7 @@ def run_zoom(
             levels.append(level)
             progress.update(task, description=f"level {level.level}: {level.gaussians:,} Gaussians", advance=1)
 
-        forest = zoom_into(low, center, factor, network=network, on_level=on_level)
+        forest = zoom_into(low, center, factor, network=network, embedding=embedding, on_level=on_level)
         progress.update(task, total=len(levels))
         video = progress.add_task("video frames", total=frames)
         return write_results(

@@ -117,7 +117,7 @@ def reference(model: PointTransformer, features: torch.Tensor, points: torch.Ten
         for window in permutation[0].split(config.window):
             offset = points[window] - points[window].mean(dim=0)
             radius = offset.square().sum(dim=-1).mean().clamp_min(1e-12).sqrt()
-            size = (radius.log() / 4 + 1).expand(len(window), 1)
+            size = (radius.log() / 4).expand(len(window), 1)
             y = block.norms[0](x[window]) + block.place(torch.cat([offset / radius, size], dim=-1))
             q, k, v = block.qkv(y).chunk(3, dim=-1)
             heads = []

@@ -8,6 +8,12 @@ import torch
 from sr3d.coarse import CoarseConfig, coarse_gaussians
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
+from sr3d.models import SuperResolver, SuperResolverConfig
+from sr3d.models.conditioning import ConditioningConfig
+from sr3d.models.encoder import EncoderConfig
+from sr3d.models.head import HeadConfig
+from sr3d.models.scaffold import ScaffoldConfig
+from sr3d.models.semantics import SemanticsConfig
 from sr3d.rendering import render
 from sr3d.zoom import target_point, zoom_centers, zoom_into, zoom_path
 from sr3d.zoom.measure import frame_changes, level_zero
@@ -167,6 +173,29 @@ def test_budget_is_checked_before_any_level_is_made(table, target, doubler):
     with pytest.raises(Sr3dError, match=r"level 1 needs 4,608 Gaussians \(1,152 parents, 4 children each\).*4,000"):
         zoom_into(table, target, 4, network=doubler, max_gaussians=4000, on_level=levels.append)
     assert not levels
+
+
+def test_features_and_what_the_network_is_told_reach_every_level(table, target):
+    torch.manual_seed(0)
+    config = SuperResolverConfig(
+        factor=2, encoder=EncoderConfig(options={"embed_dim": 32, "depth": 1, "num_heads": 2}),
+        scaffold=ScaffoldConfig(grid=2), head=HeadConfig(), semantics=SemanticsConfig(width=5),
+        conditioning=ConditioningConfig(embedding=4),
+    )  # fmt: skip
+    network = SuperResolver(config).eval()
+    torch.nn.init.normal_(network.head.out.weight, std=0.1)
+    torch.nn.init.normal_(network.conditioner.mlp[-1].weight, std=1.0)
+    embeddings = (None, torch.tensor([3.0, -1.0, 2.0, -3.0]))
+    plain, told = (zoom_into(table, target, 4, network=network, embedding=e) for e in embeddings)
+    assert plain.features.shape == (len(plain), 5) and not level_of(plain, 0).features.any()
+    for level in (1, 2):
+        assert level_of(plain, level).features.any()
+        assert (level_of(plain, level).features[:50] - level_of(told, level).features[:50]).abs().max() > 2e-4
+
+
+def test_an_embedding_that_nobody_reads_is_refused(table, target, doubler):
+    with pytest.raises(Sr3dError, match="embedding: found one; expected none: the network has no conditioning"):
+        zoom_into(table, target, 2, network=doubler, embedding=torch.ones(4))
 
 
 def test_sharp_predictions_do_not_fall_apart_when_the_zoom_goes_on(table, doubler):
