@@ -4,7 +4,7 @@
 
 ladder   every rung of configs/ablation is trained with the same samples, and tested on held-out procedural places with
          depth from stereo and with given depth; the error is split into texture and geometry
-views    the last rung on 1, 2, 4 and 8 input views of other places, the same target views for all
+views    the last rung on 1, 2, 4 and 8 input views of other places, the same target views and pixels for all
 overfit  the network with its geometry branch on the views of a single place
 
 Trainings go on where they were stopped. Tables and plots are written to docs/ablation.md and docs/images.
@@ -37,6 +37,7 @@ from sr3d.datasets.views import ViewConfig
 from sr3d.models import SuperResolver
 from sr3d.rendering import render
 from sr3d.training.evaluate import Drawn, draw_methods
+from sr3d.training.metrics import image_metrics
 from sr3d.training.split import split_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +52,7 @@ RUNGS = {
 FULL = "+ recurrence"
 # Nested sets of inputs of a clip of 12 views; none of them is a target.
 TARGETS = [2, 5, 8]
-INPUTS = {1: [6], 2: [0, 11], 4: [0, 4, 7, 11], 8: [0, 1, 3, 4, 6, 7, 9, 11]}
+INPUTS = {1: [0], 2: [0, 11], 4: [0, 4, 7, 11], 8: [0, 1, 3, 4, 6, 7, 9, 11]}
 CONSOLE = Console()
 
 
@@ -88,8 +89,9 @@ def train(name: str, config: str, folder: Path, steps: int, *extra: str) -> tupl
     output = folder / name
     # The configs write below the folder they are started in.
     checkpoint, stamp = output / "outputs" / "ablation" / config / "predictor.ckpt", output / "seconds.json"
-    if stamp.exists():
-        return checkpoint, json.loads(stamp.read_text())["seconds"]
+    before = json.loads(stamp.read_text()) if stamp.exists() else {"seconds": 0.0, "done": False}
+    if before["done"]:
+        return checkpoint, before["seconds"]
     output.mkdir(parents=True, exist_ok=True)
     files = [ROOT / "configs" / "ablation" / f"{c}.yaml" for c in ("base", config)]
     command = [sys.executable, ROOT / "train.py", "fit", "--config", files[0], "--config", files[1], "--resume", "true"]
@@ -100,10 +102,17 @@ def train(name: str, config: str, folder: Path, steps: int, *extra: str) -> tupl
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     start = time.perf_counter()
-    with (output / "log.txt").open("a") as log:
-        subprocess.run([*map(str, command), *extra], cwd=output, env=environment, stdout=log, stderr=log, check=True)
-    seconds = time.perf_counter() - start
-    stamp.write_text(json.dumps({"seconds": seconds}))
+    done = False
+    try:
+        with (output / "log.txt").open("a") as log:
+            subprocess.run(
+                [*map(str, command), *extra], cwd=output, env=environment, stdout=log, stderr=log, check=True
+            )
+        done = True
+    finally:
+        # Time of all starts, except those after which this process was killed.
+        seconds = before["seconds"] + time.perf_counter() - start
+        stamp.write_text(json.dumps({"seconds": seconds, "done": done}))
     return checkpoint, seconds
 
 
@@ -195,22 +204,28 @@ def row(source: str, name: str, scores: dict[str, float], all_scores: dict[str, 
 
 
 def views_study(folder: Path, checkpoint: Path) -> list[dict[str, object]]:
-    """More inputs of the same places, the same targets."""
+    """More inputs of the same places: the same target views, and the same pixels, those that are always covered."""
     network = SuperResolver.from_pretrained(checkpoint)
     clips = list(ShardDataset(folder / "shards" / "views"))
-    methods = ("coarse", "upsampled", "sr3d")
     rows: list[dict[str, object]] = []
     for source in SOURCES:
-        for count, inputs in INPUTS.items():
-            if source == "sweep" and count == 1:
-                continue  # one view has no parallax
-            batches = [Batch.stack([make_batch(clip, inputs, TARGETS, 4, anywhere=True)]) for clip in clips]
-            scores = score(
-                [draw_methods(network, batch, CoarseConfig(source=source)) for batch in batches], methods, None
-            )
-            keys = ("psnr", "psnr_covered", "coverage", "gaussians")
-            rows.append({"source": source, "views": count} | {f"{m} {k}": scores[m][k] for m in methods for k in keys})
-            CONSOLE.print(rows[-1])
+        counts = [n for n in INPUTS if source == "depth" or n > 1]  # one view has no parallax
+        sums: dict[int, dict[str, list[float]]] = {n: {} for n in counts}
+        for clip in clips:
+            batches = {n: Batch.stack([make_batch(clip, INPUTS[n], TARGETS, 4, anywhere=True)]) for n in counts}
+            drawn = {n: draw_methods(network, batch, CoarseConfig(source=source)) for n, batch in batches.items()}
+            common = torch.stack([d.covered for d in drawn.values()]).all(dim=0)
+            for n, d in drawn.items():
+                found = {"coverage": d.covered.float().mean(), "common": common.float().mean()}
+                for m in ("coarse", "upsampled", "sr3d"):
+                    metrics = image_metrics(d.renderings[m].rgb, d.batch.target.images, common)
+                    found |= {f"{m} {k}": metrics[k].nanmean() for k in ("psnr", "psnr_covered")}
+                    found[f"{m} gaussians"] = (d.gaussians[m].opacities > 0).sum()
+                for key, value in found.items():
+                    sums[n].setdefault(key, []).append(float(value))
+        means = {n: {k: sum(v) / len(v) for k, v in values.items()} for n, values in sums.items()}
+        rows += [{"source": source, "views": n, **values} for n, values in means.items()]
+        CONSOLE.print(*rows[-len(counts) :], sep="\n")
     return rows
 
 
