@@ -17,6 +17,7 @@ from sr3d.errors import Sr3dError
 from sr3d.models.prediction import Prediction
 from sr3d.rendering import Rendering
 from sr3d.training.perceptual import Net, load_perceptual
+from sr3d.training.sharding import gathered
 from sr3d.training.teachers import Teacher, TeacherConfig, load_teacher
 
 _OPAQUE = 0.5  # alpha from which on depth and features mean something
@@ -149,7 +150,7 @@ class Losses(nn.Module):
             made.target.alpha,
             embeddings.unflatten(0, shape),
             valid.unflatten(0, shape),
-            semantics.to_embedding.weight,
+            gathered(semantics.to_embedding.weight),
         )
 
 

@@ -6,7 +6,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 from sr3d.models.decoder import ViewBlock
 from sr3d.models.resolver import SuperResolver
@@ -24,7 +24,8 @@ def shard(network: SuperResolver, mesh: DeviceMesh) -> None:
             fully_shard(block, mesh=mesh)
     # The whole network, too, gives back what it gathered: validation has no backward pass that would do so.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(network, "predict")
+    for method in ("predict", "scaffold"):
+        register_fsdp_forward_method(network, method)
 
 
 def is_sharded(network: SuperResolver) -> bool:
@@ -35,6 +36,11 @@ def is_sharded(network: SuperResolver) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor whose parts may be on several devices; then all of them have to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(parameter: Tensor) -> Tensor:
+    """All of a parameter outside the network's forward pass; its gradient is the mean of those of all devices."""
+    return parameter.full_tensor(grad_placements=[Partial("avg")]) if isinstance(parameter, DTensor) else parameter
 
 
 def shared_like(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import save_file
 from training_run import EVERY, trace, write_config
 
 from sr3d.training.cli import main
@@ -20,12 +22,25 @@ SHARDED = ["--trainer.strategy", "ModelParallelStrategy", "--trainer.strategy.sa
 SHARDED += ["--trainer.strategy.data_parallel_size", "2", "--trainer.strategy.tensor_parallel_size", "1"]
 
 
+def _config(folder: Path, worlds: Path) -> Path:
+    """With a loss on features, whose map to embeddings is a weight that the loss looks at itself."""
+    path = write_config(folder, worlds, steps=STEPS)
+    table = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    save_file({"embeddings": table}, folder / "classes.safetensors")
+    values = yaml.safe_load(path.read_text())
+    values["model"]["teacher"] = {"kind": "labels", "table": str(folder / "classes.safetensors")}
+    values["model"]["loss"]["semantic"] = 0.1
+    values["model"]["network"]["semantics"] = {"width": 4, "embedding": 6}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
 @pytest.fixture(scope="module")
 def alone(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("alone")
     # Sums of several threads end differently from run to run, and Adam makes steps of rounding errors near 0.
     torch.set_num_threads(1)
-    main(["fit", "--config", str(write_config(folder, worlds, steps=STEPS))])
+    main(["fit", "--config", str(_config(folder, worlds))])
     return trace(folder)
 
 
@@ -54,7 +69,7 @@ def _train(config: Path, *options: str) -> None:
 def test_two_processes_have_the_losses_of_one(
     alone: list[dict[str, Any]], worlds: Path, tmp_path: Path, options: list[str]
 ) -> None:
-    config = write_config(tmp_path, worlds, steps=STEPS)
+    config = _config(tmp_path, worlds)
     _train(config, *options)
     first, second = (trace(tmp_path, rank) for rank in range(2))
     _same(alone, first)
@@ -72,7 +87,7 @@ def test_two_processes_have_the_losses_of_one(
 
 
 def test_accumulated_batches_have_the_losses_of_one(alone: list[dict[str, Any]], worlds: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, worlds, steps=STEPS)
+    config = _config(tmp_path, worlds)
     main(["fit", "--config", str(config), "--trainer.accumulate_grad_batches", "2"])
     halves = trace(tmp_path)
     _same(alone, halves)
