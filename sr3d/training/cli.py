@@ -20,6 +20,7 @@ from sr3d.training.check import check_run
 from sr3d.training.checkpoints import AtomicCheckpointIO, newest_checkpoint
 from sr3d.training.module import SuperResolverModule
 from sr3d.training.requeue import RequeueOnSignal
+from sr3d.training.sharding import strategy_of
 
 
 class TrainingCLI(LightningCLI):
@@ -45,12 +46,18 @@ class TrainingCLI(LightningCLI):
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        """A trainer whose checkpoints are whole or not there; under SLURM one that is requeued."""
-        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        """A trainer whose checkpoints are whole or not there; under SLURM one that is requeued.
+
+        Raises:
+            Sr3dError: Lightning cannot do what is asked for, or not here.
+        """
+        asked = self._get(self.config_init, "trainer")
+        plugins = asked.get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         if not any(isinstance(p, CheckpointIO) for p in plugins):
             plugins.append(AtomicCheckpointIO())
-        trainer: lightning.Trainer = super().instantiate_trainer(**kwargs, plugins=plugins)
+        strategy = strategy_of(asked.get("strategy") or "auto")
+        trainer: lightning.Trainer = super().instantiate_trainer(**kwargs, plugins=plugins, strategy=strategy)
         if SLURMEnvironment.detect():
             trainer.callbacks.insert(0, RequeueOnSignal())
         return trainer

@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
+from sr3d.errors import Sr3dError
 from sr3d.models.decoder import ViewBlock
 from sr3d.models.resolver import SuperResolver
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's FSDP2 over all devices of all nodes; a checkpoint is one file with everything."""
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Processes and their mesh; the number of devices is known by now."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def strategy_of(asked: Strategy | str) -> Strategy | str:
+    """What `trainer.strategy` means: "fsdp" is `ShardedStrategy`, other names are Lightning's.
+
+    Raises:
+        Sr3dError: Another way of sharding. FSDP1 cannot clip gradients by norm; other meshes and checkpoints in many
+            files are not what data and checkpoints are made for.
+    """
+    if asked == "fsdp":
+        return ShardedStrategy()
+    named = asked if isinstance(asked, str) else type(asked).__name__
+    if named.startswith("fsdp") or (
+        isinstance(asked, FSDPStrategy | ModelParallelStrategy) and not isinstance(asked, ShardedStrategy)
+    ):
+        raise Sr3dError("config", "trainer.strategy", named, "fsdp (FSDP2, checkpoints of one file), ddp or auto")
+    return asked
 
 
 def shard(network: SuperResolver, mesh: DeviceMesh) -> None:

@@ -60,6 +60,11 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         ({"data.global_batch_size": 0}, "global_batch_size"),
         ({"data.views.context": 0}, "context"),
         ({"trainer.precision": "bf16-true"}, "trainer.precision"),
+        ({"trainer.strategy": "fsdp_cpu_offload"}, "trainer.strategy: found fsdp_cpu_offload; expected fsdp (FSDP2"),
+        (
+            {"trainer.strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}},
+            "trainer.strategy: found ModelParallelStrategy; expected fsdp (FSDP2",
+        ),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

@@ -18,8 +18,7 @@ from sr3d.training.cli import main
 
 STEPS = 20
 DDP = ["--trainer.strategy", "ddp"]
-SHARDED = ["--trainer.strategy", "ModelParallelStrategy", "--trainer.strategy.save_distributed_checkpoint", "false"]
-SHARDED += ["--trainer.strategy.data_parallel_size", "2", "--trainer.strategy.tensor_parallel_size", "1"]
+SHARDED = ["--trainer.strategy", "fsdp"]
 
 
 def _config(folder: Path, worlds: Path) -> Path:
