@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sr3d.errors import Sr3dError
 from sr3d.io.atomic import atomic
@@ -47,6 +49,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not isinstance(content, dict) or "state_dict" not in content:
             raise Sr3dError(path, "checkpoint", "no state_dict", "a .ckpt file of a training run")
         return content
+
+
+class FinalCheckpoint(lightning.Callback):
+    """Every `ModelCheckpoint` writes after the last step, too: Lightning's own asks for a multiple of its interval.
+
+    Has to be the last callback. One that keeps the best by a metric is left alone.
+    """
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Where others write: at the end of the training it would be a checkpoint of the next epoch."""
+        if not trainer.should_stop and trainer.global_step < trainer.estimated_stepping_batches:
+            return
+        for callback in trainer.checkpoint_callbacks:
+            own = isinstance(callback, ModelCheckpoint) and callback.monitor is None
+            if own and not callback._should_skip_saving_checkpoint(trainer):
+                candidates = callback._monitor_candidates(trainer)
+                callback._save_topk_checkpoint(trainer, candidates)
+                callback._save_last_checkpoint(trainer, candidates)
 
 
 def newest_checkpoint(folders: Iterable[str | Path]) -> Path | None:

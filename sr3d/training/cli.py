@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from sr3d.datasets.datamodule import ClipDataModule
 from sr3d.errors import Sr3dError
 from sr3d.training.check import check_run
-from sr3d.training.checkpoints import AtomicCheckpointIO, newest_checkpoint
+from sr3d.training.checkpoints import AtomicCheckpointIO, FinalCheckpoint, newest_checkpoint
 from sr3d.training.module import SuperResolverModule
 from sr3d.training.requeue import RequeueOnSignal
 from sr3d.training.sharding import strategy_of
@@ -46,7 +46,7 @@ class TrainingCLI(LightningCLI):
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        """A trainer whose checkpoints are whole or not there; under SLURM one that is requeued.
+        """A trainer whose checkpoints are whole or not there, the last one of the last step; under SLURM requeued.
 
         Raises:
             Sr3dError: Lightning cannot do what is asked for, or not here.
@@ -60,6 +60,7 @@ class TrainingCLI(LightningCLI):
         trainer: lightning.Trainer = super().instantiate_trainer(**kwargs, plugins=plugins, strategy=strategy)
         if SLURMEnvironment.detect():
             trainer.callbacks.insert(0, RequeueOnSignal())
+        trainer.callbacks.append(FinalCheckpoint())
         return trainer
 
     def after_instantiate_classes(self) -> None:
