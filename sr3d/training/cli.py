@@ -12,6 +12,7 @@ from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from sr3d.datasets.datamodule import ClipDataModule
@@ -57,7 +58,11 @@ class TrainingCLI(LightningCLI):
         if not any(isinstance(p, CheckpointIO) for p in plugins):
             plugins.append(AtomicCheckpointIO())
         strategy = strategy_of(asked.get("strategy") or "auto")
-        trainer: lightning.Trainer = super().instantiate_trainer(**kwargs, plugins=plugins, strategy=strategy)
+        try:
+            trainer: lightning.Trainer = super().instantiate_trainer(**kwargs, plugins=plugins, strategy=strategy)
+        except MisconfigurationException as error:
+            expected = "settings that go together, and devices that are here (e.g. --trainer.accelerator cpu)"
+            raise Sr3dError("config", "trainer", str(error).strip().splitlines()[0], expected) from None
         if SLURMEnvironment.detect():
             trainer.callbacks.insert(0, RequeueOnSignal())
         trainer.callbacks.append(FinalCheckpoint())
