@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from sr3d.datasets.curriculum import CurriculumConfig
+from sr3d.datasets.datamodule import ClipDataModule
 from sr3d.errors import Sr3dError
 from sr3d.models.resolver import SuperResolverConfig
+from sr3d.models.scaffold import ScaffoldConfig
 from sr3d.training.conditions import ConditionConfig, Embedder
 from sr3d.training.losses import LossConfig
+from sr3d.training.memory import most_gaussians
 from sr3d.training.teachers import TeacherConfig
 
 # Weight of a loss → optional component of the network that it looks at.
@@ -119,6 +123,51 @@ def check_run(
     if precision not in ("32-true", "bf16-mixed"):
         expected = "32-true or bf16-mixed: rasteriser, geometry and weights need float32"
         raise Sr3dError("config", "trainer.precision", precision, expected)
+
+
+def check_stages(data: ClipDataModule, scaffold: ScaffoldConfig, limit: int | None, parts: int, steps: int) -> None:
+    """Sizes of views and numbers of Gaussians in every stage of the curriculum; of the sizes, in validation, too.
+
+    Args:
+        data: What batches are made of. Stored sizes (`image_size` null) are not known yet: nothing is checked.
+        scaffold: Of the network.
+        limit: Most Gaussians per device and step; None: any number.
+        parts: Of a global batch: devices times accumulated batches.
+        steps: Optimiser steps, after which no stage starts; −1: any number.
+
+    Raises:
+        Sr3dError: Names the key, and the step from which on it would go wrong.
+    """
+    config = data.train_config
+    if config.image_size is None:
+        return
+    for factor in data.val_factors:
+        _reduced(config.image_size, factor, "in validation")
+    curriculum, clips = config.curriculum or CurriculumConfig(), max(1, data.global_batch_size // parts)
+    starts = {0, *(stage.start for stage in curriculum.stages if steps < 0 or stage.start < steps)}
+    for start in sorted(starts):
+        views, factors = curriculum.at(start, config.views, config.factor)
+        most = views.context_range[1]
+        for factor in factors:
+            width, height = _reduced(config.image_size, factor, f"from step {start} on")
+            count = clips * most_gaussians(scaffold, most * width * height, round(factor))
+            if limit is not None and count > limit:
+                found = (
+                    f"{limit}, from step {start} on up to {count:,} ({clips} clips of {most} views of {width}x{height})"
+                )
+                expected = (
+                    f"{count} or more, or fewer clips per device at a time (data.global_batch_size, "
+                    "trainer.accumulate_grad_batches), fewer views (data.views.context, data.curriculum)"
+                )
+                raise Sr3dError("config", "model.max_gaussians", found, expected)
+
+
+def _reduced(size: tuple[int, int], factor: int | float, when: str) -> tuple[int, int]:
+    """Width and height of the inputs; only whole numbers have to divide."""
+    if factor == int(factor) and any(side % int(factor) for side in size):
+        found, expected = f"{size[0]}x{size[1]}", f"multiples of the factor {factor}, {when}"
+        raise Sr3dError("config", "data.image_size", found, expected)
+    return round(size[0] / factor), round(size[1] / factor)
 
 
 def changed_keys(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from sr3d.datasets.datamodule import ClipDataModule
 from sr3d.errors import Sr3dError
-from sr3d.training.check import check_run
+from sr3d.training.check import check_run, check_stages
 from sr3d.training.checkpoints import AtomicCheckpointIO, FinalCheckpoint, newest_checkpoint
 from sr3d.training.module import SuperResolverModule
 from sr3d.training.requeue import RequeueOnSignal
@@ -79,6 +79,8 @@ class TrainingCLI(LightningCLI):
         # As it was asked for: on a CPU, Lightning has replaced some by now.
         precision = self._get(self.config_init, "trainer").get("precision") or trainer.precision
         check_run(_factors(data), network, module.warmup_steps, trainer.max_steps, str(precision))
+        parts = trainer.num_devices * trainer.num_nodes * trainer.accumulate_grad_batches
+        check_stages(data, network.scaffold, module.max_gaussians, parts, trainer.max_steps)
 
     def before_fit(self) -> None:
         """Find the checkpoint to go on from.

@@ -59,6 +59,31 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         ({"data.curriculum": {"stages": [{"start": 5, "factors": [2, 4]}]}}, "data.curriculum"),
         ({"data.global_batch_size": 0}, "global_batch_size"),
         ({"data.views.context": 0}, "context"),
+        (
+            {"data.image_size": [32, 30]},
+            "data.image_size: found 32x30; expected multiples of the factor 4, in validation",
+        ),
+        (
+            {
+                "data.image_size": [36, 36],
+                "data.curriculum": {"stages": [{"start": 5, "factors": [4, 8]}]},
+                "model.network.factors": [8],
+            },
+            "data.image_size: found 36x36; expected multiples of the factor 8, from step 5 on",
+        ),
+        # 2 clips of 3 views of 8 x 8 pixels, 2 x 2 children each; then of 5 views.
+        (
+            {"data.image_size": [32, 32], "model.max_gaussians": 1535},
+            "model.max_gaussians: found 1535, from step 0 on up to 1,536 (2 clips of 3 views of 8x8)",
+        ),
+        (
+            {
+                "data.image_size": [32, 32],
+                "data.curriculum": {"stages": [{"start": 7, "views": [2, 5]}]},
+                "model.max_gaussians": 1536,
+            },
+            "model.max_gaussians: found 1536, from step 7 on up to 2,560",
+        ),
         ({"trainer.precision": "bf16-true"}, "trainer.precision"),
         ({"trainer.strategy": "fsdp_cpu_offload"}, "trainer.strategy: found fsdp_cpu_offload; expected fsdp (FSDP2"),
         (

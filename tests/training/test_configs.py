@@ -21,10 +21,14 @@ from small import ROOT, shrink_callbacks, shrink_network
 
 from sr3d import SuperResolver
 from sr3d.cli import main as sr3d
+from sr3d.datasets.curriculum import CurriculumConfig, StageConfig
+from sr3d.datasets.datamodule import ClipDataModule
 from sr3d.datasets.procedural import pack_procedural
+from sr3d.datasets.views import ViewConfig
 from sr3d.models.config import config_from_dict
 from sr3d.models.estimate import estimate
 from sr3d.models.registry import model_config
+from sr3d.training.check import check_stages
 from sr3d.training.cli import main
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -160,6 +164,13 @@ def test_recipes_of_the_headers_train_on_equally_many_samples(path: Path, kind: 
     assert data["global_batch_size"] % (trainer["devices"] * trainer["accumulate_grad_batches"]) == 0
     assert abs(samples(changed) / samples(values) - 1) < 0.01
     assert changed["model"]["warmup_steps"] < trainer["max_steps"]
+    kept = {k: data.get(k) for k in ("train_shards", "val_shards", "factor", "val_factors", "global_batch_size")}
+    size, stages = data["image_size"], (data.get("curriculum") or {"stages": []})["stages"]
+    views = ViewConfig(**{k: float(v) if k in ("low", "high") else v for k, v in data["views"].items()})
+    curriculum = CurriculumConfig(stages=[StageConfig(**stage) for stage in stages])
+    module = ClipDataModule(**kept, image_size=size and tuple(size), views=views, curriculum=curriculum)
+    parts, limit = trainer["devices"] * trainer["accumulate_grad_batches"], changed["model"].get("max_gaussians")
+    check_stages(module, config_from_dict(values["model"]["network"]).scaffold, limit, parts, trainer["max_steps"])
 
 
 def test_memory_in_the_header_is_that_of_the_estimate() -> None:
