@@ -14,7 +14,7 @@ from sr3d.models.scaffold import ScaffoldConfig
 from sr3d.training.conditions import ConditionConfig, Embedder
 from sr3d.training.losses import LossConfig
 from sr3d.training.memory import most_gaussians
-from sr3d.training.teachers import TeacherConfig
+from sr3d.training.teachers import Teacher, TeacherConfig
 
 # Weight of a loss → optional component of the network that it looks at.
 _LOOKS_AT = {"geometry": "geometry", "semantic": "semantics"}
@@ -74,18 +74,20 @@ def check_module(
         raise Sr3dError("config", "model.network.conditioning", network.conditioning, expected)
 
 
-def check_width(embedder: Embedder | None, network: SuperResolverConfig) -> None:
-    """Embeddings have to be as long as the network expects.
+def check_width(embedder: Embedder | None, teacher: Teacher | None, network: SuperResolverConfig) -> None:
+    """Embeddings, given to the network and asked from it, have to be as long as it expects.
 
     Raises:
         Sr3dError: They are not.
     """
-    if embedder is None or network.conditioning is None:
-        return
-    length = network.conditioning.embedding
-    if length != embedder.width:
-        expected = f"{embedder.width}, as of the CLIP model (model.condition.name)"
-        raise Sr3dError("config", "model.network.conditioning.embedding", length, expected)
+    for part, other, words in (
+        ("conditioning", embedder, "the CLIP model (model.condition.name)"),
+        ("semantics", teacher, "the teacher (model.teacher)"),
+    ):
+        config = getattr(network, part)
+        if config is not None and other is not None and config.embedding != other.width:
+            expected = f"{other.width}, as of {words}"
+            raise Sr3dError("config", f"model.network.{part}.embedding", config.embedding, expected)
 
 
 def check_warmup(warmup: int, total: int) -> None:

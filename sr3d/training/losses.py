@@ -106,9 +106,6 @@ class Losses(nn.Module):
         Returns:
             One entry for each part whose weight is not 0, and "loss", their weighted sum. Pixels without truth, and
             clips without any, count as 0.
-
-        Raises:
-            Sr3dError: The teacher's embeddings and the network's have different widths.
         """
         made = _Made(prediction=prediction, target=target, high=high, batch=batch, network=network)
         with torch.autocast(target.rgb.device.type, enabled=False):
@@ -142,9 +139,6 @@ class Losses(nn.Module):
         embeddings, valid = self.teacher(images, None if truth.labels is None else truth.labels.flatten(0, 1))
         shape = truth.images.shape[:2]
         semantics: Any = made.network.semantics
-        if semantics.to_embedding.out_features != embeddings.shape[1]:
-            found = f"{semantics.to_embedding.out_features}, the teacher's have {embeddings.shape[1]}"
-            raise Sr3dError("config", "model.network.semantics.embedding", found, "the same width")
         return cosine_error(
             features,
             made.target.alpha,

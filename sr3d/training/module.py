@@ -114,10 +114,10 @@ class SuperResolverModule(lightning.LightningModule):
         self.network = starting_network(network, condition, loss, seed)
         check_module(settings, loss, teacher, condition, self.network.config)
         self.embedder = None if condition is None else Embedder(condition)
-        check_width(self.embedder, self.network.config)
+        self.losses = Losses(loss, teacher, perceptual)
+        check_width(self.embedder, self.losses.teacher, self.network.config)
         self.checkpointing = checkpointing
         self.network.set_checkpointing(checkpointing)
-        self.losses = Losses(loss, teacher, perceptual)
         self.coarse, self.sources, self.augmentation = coarse, sources, augmentation
         self.learning_rate, self.warmup_steps, self.weight_decay = learning_rate, warmup_steps, weight_decay
         self.ema_decay, self.compiled, self.max_gaussians, self.seed = ema_decay, compile, max_gaussians, seed

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 from training_run import write_config
 
 from sr3d.datasets.datamodule import ClipDataModule
@@ -44,6 +46,14 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         ({"model.loss": {"mse": 0.0, "dssim": 0.0, "context": 0.0}}, "model.loss"),
         ({"model.loss.geometry": 0.1, "model.network.geometry": None}, "model.loss.geometry"),
         ({"model.loss.semantic": 0.1}, "model.loss.semantic"),
+        (
+            {
+                "model.loss.semantic": 0.1,
+                "model.network.semantics": {"width": 4, "embedding": 5},
+                "model.teacher": {"kind": "labels", "table": "six.safetensors"},
+            },
+            "model.network.semantics.embedding: found 5; expected 6, as of the teacher (model.teacher)",
+        ),
         (
             {"model.condition": {"kind": "text", "name": NOWHERE}},
             "model.condition: found text; expected null, or a network",
@@ -106,6 +116,8 @@ def test_a_bad_config_ends_before_data_is_read(
     for name, value in changes.items():
         _set(values, name, value)
     path.write_text(yaml.safe_dump(values))
+    save_file({"embeddings": torch.zeros(2, 6)}, tmp_path / "six.safetensors")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py", "fit", "--config", str(path)])
     try:
         status = cli.run()
