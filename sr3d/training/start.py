@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from sr3d.errors import Sr3dError
 from sr3d.models.registry import create_model, list_models
 from sr3d.models.resolver import SuperResolver, SuperResolverConfig
 from sr3d.training.conditions import ConditionConfig
@@ -23,21 +24,25 @@ def starting_network(
 
     Args:
         network: Config, size, file or name.
-        condition: What it is told; a config notes the name of the CLIP model, for whoever uses the network later.
+        condition: What it is told; its config notes the name of the CLIP model, for whoever uses the network later.
         loss: Weights.
         seed: Of untrained weights.
 
     Raises:
-        Sr3dError: No such network.
+        Sr3dError: No such network, or it was trained on embeddings of another CLIP model.
     """
-    if not isinstance(network, str) and network.conditioning is not None and condition is not None:
-        network = replace(network, conditioning=replace(network.conditioning, model=condition.name))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if not isinstance(network, str):
             made = SuperResolver(network)
         else:
             made = create_model(network) if network in list_models() else SuperResolver.from_pretrained(network)
+    told = made.config.conditioning
+    if told is not None and condition is not None:
+        if told.model not in ("", condition.name):
+            expected = f"{told.model}, whose embeddings the network was trained on"
+            raise Sr3dError("config", "model.condition.name", condition.name, expected)
+        made.config = replace(made.config, conditioning=replace(told, model=condition.name))
     if made.semantics is not None and not loss.semantic:
         warnings.warn("model.network.semantics stays as it is: model.loss.semantic is 0", stacklevel=2)
         made.semantics.requires_grad_(False)

@@ -190,6 +190,19 @@ def test_network_and_condition_have_to_agree(
         small_module(network, condition=condition and ConditionConfig(kind=condition, name=str(clip)))
 
 
+def test_a_trained_network_keeps_its_clip_model(clip: Path, tmp_path: Path) -> None:
+    def started(stored: str, name: Path) -> SuperResolver:
+        config = small_network(conditioning=ConditioningConfig(embedding=12, model=stored))
+        SuperResolver(config).save_pretrained(tmp_path / "network")
+        network: Any = str(tmp_path / "network")
+        return small_module(network, condition=ConditionConfig(kind="image", name=str(name))).network
+
+    for stored in ("", str(clip)):
+        assert started(stored, clip).config.conditioning == ConditioningConfig(embedding=12, model=str(clip))
+    with pytest.raises(Sr3dError, match=rf"model\.condition\.name: found {tmp_path}; expected {clip}, whose"):
+        started(str(clip), tmp_path)
+
+
 def test_clips_are_told_about_whichever_process_has_them() -> None:
     everything = draw_told(400, 0.75, seed=3, step=7, first=0)
     assert 0.68 < everything.float().mean() < 0.82
