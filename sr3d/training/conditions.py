@@ -8,12 +8,12 @@ The network learns on `Embedder`. Afterwards any embedding of the same CLIP mode
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from sr3d.datasets.batch import Batch
@@ -73,12 +73,12 @@ class Embedder(Frozen):
         super().__init__()
         self.config = config
         self.encoder = ImageEncoder(config.name) if config.kind == "image" else TextEncoder(config.name)
-        self.width = self.encoder.width
+        self.width, self._said = self.encoder.width, False
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "b e"], Bool[Tensor, " b"]]:
         """Embeddings of length 1, and which clips have one; 0 for those without.
 
-        Warns where no clip of a batch has a text.
+        Warns once, when no clip of a batch has a text.
 
         Args:
             batch: Of B clips, with floating-point images.
@@ -92,5 +92,10 @@ class Embedder(Frozen):
         if texts:
             embeddings[list(texts)] = self.encoder(list(texts.values()))
         else:
-            warnings.warn(f"no text with {batch.context.name}: the network is told nothing about it", stacklevel=2)
+            self._say_once()
         return embeddings, torch.tensor([i in texts for i in range(clips)], device=images.device)
+
+    def _say_once(self) -> None:
+        if not self._said:
+            rank_zero_warn("clips without text: the network is told nothing about them")
+        self._said = True
