@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, smooth_l1_loss
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -17,6 +18,7 @@ from sr3d.errors import Sr3dError
 from sr3d.models.prediction import Prediction
 from sr3d.rendering import Rendering
 from sr3d.training.perceptual import Net, load_perceptual
+from sr3d.training.processes import any_process
 from sr3d.training.sharding import gathered
 from sr3d.training.teachers import Teacher, TeacherConfig, load_teacher
 
@@ -85,11 +87,21 @@ class Losses(nn.Module):
             raise Sr3dError("config", "model.loss.semantic", config.semantic, "0, or a teacher (model.teacher)")
         self.weights: dict[str, float] = {name: weight for name, weight in asdict(config).items() if weight}
         self.perceptual = load_perceptual(perceptual) if config.lpips else None
+        self._asks_lpips = bool(config.lpips)
         if self.perceptual is None:
             self.weights.pop("lpips", None)
         self.teacher: Teacher | None = load_teacher(teacher) if teacher is not None and config.semantic else None
         self.needs_high = bool(config.context or config.low_resolution)
         self.needs_features = bool(config.semantic)
+
+    def agree(self, device: torch.device) -> None:
+        """Leave LPIPS out where any process lacks its weights; all of them have to ask."""
+        if not self._asks_lpips or not any_process(self.perceptual is None, device):
+            return
+        if self.perceptual is not None:
+            rank_zero_warn("LPIPS is left out: another process cannot have its weights")
+        self.perceptual = None
+        self.weights.pop("lpips", None)
 
     def forward(
         self, prediction: Prediction, target: Rendering, high: Rendering | None, batch: Batch, network: nn.Module

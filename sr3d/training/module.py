@@ -158,7 +158,8 @@ class SuperResolverModule(lightning.LightningModule):
             shard(self.network, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        """Compile."""
+        """Compile; the parts of the loss are the same in all processes."""
+        self.losses.agree(self.device)
         if self.compiled:
             compile_dense(self.network)
 

@@ -91,3 +91,17 @@ def test_a_file_of_something_else_is_an_error(weights: Path, content: str) -> No
         torch.save({"a": torch.zeros(2)}, weights)
     with pytest.raises(Sr3dError, match=r"weights: found .*; expected those of squeezenet1_1"):
         load_perceptual("squeeze")
+
+
+def test_processes_agree_on_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LossConfig(lpips=0.1)
+    monkeypatch.setattr("sr3d.training.losses.load_perceptual", lambda net: torch.nn.Identity())
+    losses = Losses(config)
+    losses.agree(torch.device("cpu"))
+    assert "lpips" in losses.weights and losses.perceptual is not None
+    monkeypatch.setattr("sr3d.training.losses.any_process", lambda flag, device: True)
+    with pytest.warns(UserWarning, match="LPIPS is left out: another process") as said:
+        losses.agree(torch.device("cpu"))
+        losses.agree(torch.device("cpu"))
+    assert "lpips" not in losses.weights and losses.perceptual is None and len(said) == 1
+    Losses(LossConfig()).agree(torch.device("cpu"))
