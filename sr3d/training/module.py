@@ -358,7 +358,7 @@ class SuperResolverModule(lightning.LightningModule):
             batch.context.images,
             batch_factor(batch),
             training=self.training,
-            precision="bf16" if self.trainer.precision == "bf16-mixed" else "fp32",
+            precision="bf16" if self.training and self.trainer.precision == "bf16-mixed" else "fp32",
             checkpointing=self.checkpointing,
             targets=batch.target.images.shape[1],
         )

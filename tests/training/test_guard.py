@@ -156,3 +156,17 @@ def test_out_of_memory_says_what_lowers_it(
     load = Load(width=8, height=8, views=2, batch=2, factor=4, targets=1)
     options = {"training": True, "precision": "bf16", "checkpointing": True}
     assert caught.value.expected == f"{load}, {options}"
+
+
+def test_validation_of_a_mixed_training_needs_full_precision(
+    worlds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    module, batches = small_module(warmup_steps=0), small_batches(worlds, 1)
+    fit(module, batches, tmp_path, precision="bf16-mixed")
+    monkeypatch.setattr("sr3d.models.estimate.out_of_memory", lambda _, load, **options: f"{options}")
+    monkeypatch.setattr(module.network, "predict", full)
+    with pytest.raises(Sr3dError, match=r"'training': False, 'precision': 'fp32'"), torch.no_grad():
+        module.eval().validation_step(batches[0], 0)
