@@ -96,9 +96,9 @@ class ImagePanels(lightning.Callback):
             return
         for source, drawn in (outputs or {}).items():
             rows = self._rows[source, dataloader_idx]
-            for i, name in enumerate(clip_names(batch)[: self.clips - len(rows)]):
-                dataset = f"{batch.sources[i]}/" if batch.sources else ""
-                title = f"{dataset}{name}, x{batch_factor(batch)}, coarse depth: {source}"
+            for i, name in enumerate(clip_names(drawn.batch)[: self.clips - len(rows)]):
+                dataset = f"{drawn.batch.sources[i]}/" if drawn.batch.sources else ""
+                title = f"{dataset}{name}, x{batch_factor(drawn.batch)}, coarse depth: {source}"
                 rows.append(Row(title, clip_tiles(drawn, scene=i)))
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:

@@ -70,6 +70,7 @@ def draw_methods(
     config: CoarseConfig,
     embedding: Float[Tensor, "b e"] | None = None,
     has_embedding: Bool[Tensor, " b"] | None = None,
+    coarse: Gaussians | None = None,
 ) -> Drawn:
     """Build the scene by each method from the context views and draw it into the target cameras.
 
@@ -79,13 +80,14 @@ def draw_methods(
         config: Coarse stage, the same for all methods.
         embedding: What the network is told about each clip, if it has conditioning.
         has_embedding: Clips that have one; all of them if None.
+        coarse: What the coarse stage makes, where that is known. [B, M]
 
     Raises:
         Sr3dError: The batch has no poses, or no depth where the config asks for given depth.
     """
     cameras = batch.context.posed()
     factor = round(batch.high.posed().width / cameras.width)
-    coarse = coarse_gaussians(batch.context, config)
+    coarse = coarse_gaussians(batch.context, config) if coarse is None else coarse
     drawn = Drawn(batch)
     drawn.gaussians["coarse"] = coarse
     drawn.gaussians["upsampled"] = upsampled_gaussians(batch.context, factor, config)

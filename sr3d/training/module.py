@@ -28,7 +28,7 @@ from sr3d.training.check import changed_keys, check_module, check_warmup, check_
 from sr3d.training.compilation import compile_dense
 from sr3d.training.conditions import ConditionConfig, Embedder
 from sr3d.training.ema import Ema
-from sr3d.training.evaluate import Drawn, draw_methods, with_source
+from sr3d.training.evaluate import Drawn, with_source
 from sr3d.training.guard import Guard, not_finite
 from sr3d.training.losses import LossConfig, Losses
 from sr3d.training.memory import check_budget, most_gaussians
@@ -38,11 +38,11 @@ from sr3d.training.randomness import random_states, restore_random_states
 from sr3d.training.record import PendingStep, StepRecord, detached
 from sr3d.training.samples import batch_factor, clip_names, coarse_of, draw_batch, draw_told
 from sr3d.training.schedule import parameter_groups, warmup_cosine
-from sr3d.training.sharding import is_sharded, shard, whole
+from sr3d.training.sharding import check_skippable, is_sharded, shard, whole
 from sr3d.training.start import starting_network
 from sr3d.training.stopwatch import Stopwatch
 from sr3d.training.teachers import TeacherConfig
-from sr3d.training.validation import Scores
+from sr3d.training.validation import Scores, draw_usable
 
 _EMA, _STATE, _RANDOM = "ema_state", "sr3d_training", "random_states"
 
@@ -277,7 +277,7 @@ class SuperResolverModule(lightning.LightningModule):
             self.ema.swap()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Drawn]:
-        """Draw a batch by every method, from every source of depth.
+        """Draw a batch by every method, from every source of depth, but for clips without overlap.
 
         Returns:
             The drawings by source, which callbacks show.
@@ -287,10 +287,12 @@ class SuperResolverModule(lightning.LightningModule):
         """
         drawings: dict[str, Drawn] = {}
         with self._float32(), self._memory(batch):
-            about = (None, None) if self.embedder is None else self.embedder(batch)
             for source in self.sources:
-                drawings[source] = draw_methods(self.network, batch, with_source(self.coarse, source), *about)
-                self.scores.add(batch, source, drawings[source])
+                drawn, problems = draw_usable(self.network, batch, with_source(self.coarse, source), self.embedder)
+                self.scores.problems += problems
+                if drawn is not None:
+                    drawings[source] = drawn
+                    self.scores.add(drawn.batch, source, drawn)
         return drawings
 
     def on_validation_epoch_end(self) -> None:
@@ -394,7 +396,5 @@ class SuperResolverModule(lightning.LightningModule):
 
     def _nothing(self, reason: str, batch: Batch) -> Tensor:
         """A loss of 0 that every parameter takes part in, as processes that train together expect."""
-        if is_sharded(self.network):
-            # The other processes need this one's weights for their clips.
-            raise Sr3dError(batch.context.name, "views", reason, "usable clips: a sharded network can skip none")
+        check_skippable(self.network, batch.context.name, reason)
         return torch.stack([p.sum() * 0 for p in self.network.parameters() if p.requires_grad]).sum()

@@ -64,6 +64,16 @@ def is_sharded(network: SuperResolver) -> bool:
     return any(isinstance(p, DTensor) for p in network.parameters())
 
 
+def check_skippable(network: SuperResolver, name: str, reason: str) -> None:
+    """Refuse to leave a clip out where the other processes need this one's weights for theirs.
+
+    Raises:
+        Sr3dError: The network is sharded.
+    """
+    if is_sharded(network):
+        raise Sr3dError(name, "views", reason, "usable clips: a sharded network can skip none")
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor whose parts may be on several devices; then all of them have to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

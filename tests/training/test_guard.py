@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from sr3d.models.estimate import Load
 from sr3d.models.inputs import sight_problems
 from sr3d.training.guard import Guard, not_finite
 from sr3d.training.memory import check_budget, most_gaussians
+from sr3d.training.samples import split_batch
 
 
 def _broken(batch: Batch) -> Batch:
@@ -135,6 +138,23 @@ def test_a_budget_of_the_scaffold_counts() -> None:
     assert most_gaussians(config, 100, 4) == 400
     assert most_gaussians(replace(config, grid=None), 100, 8) == 6400
     assert most_gaussians(replace(config, grid=4, budget=0.5), 100, 4) == 800
+
+
+def test_validation_leaves_out_clips_without_overlap(worlds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = _away(small_batches(worlds, 1)[0])
+    name, other = batch.context.name.split(", ")
+    first, second = (Batch.stack([clip]) for clip in split_batch(batch))
+    module = small_module().eval()
+    monkeypatch.setattr(module, "_memory", lambda batch: contextlib.nullcontext())  # asks the trainer
+    with torch.no_grad():
+        alone = module.validation_step(first, 0)["depth"]
+        drawn = module.validation_step(batch, 0)["depth"]
+        assert module.validation_step(second, 0) == {}
+    torch.testing.assert_close(drawn.gaussians["sr3d"].means, alone.gaussians["sr3d"].means)
+    assert drawn.batch.context.name == name and {clip.name for clip in module.scores.clips} == {name}
+    reason = f"{other}: no input view sees anything of another one"
+    with pytest.warns(UserWarning, match=f"validation leaves out 1 clips: {re.escape(reason)}$"):
+        assert "val/depth/gain" in module.scores.merged()
 
 
 @pytest.mark.parametrize("place", ["predict", "backward"])
