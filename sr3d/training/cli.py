@@ -60,7 +60,7 @@ class TrainingCLI(LightningCLI):
         strategy = strategy_of(asked.get("strategy") or "auto")
         try:
             trainer: lightning.Trainer = super().instantiate_trainer(**kwargs, plugins=plugins, strategy=strategy)
-        except MisconfigurationException as error:
+        except (MisconfigurationException, ModuleNotFoundError) as error:
             expected = "settings that go together, and devices that are here (e.g. --trainer.accelerator cpu)"
             raise Sr3dError("config", "trainer", str(error).strip().splitlines()[0], expected) from None
         if SLURMEnvironment.detect():
