@@ -103,6 +103,7 @@ def evaluate(
     targets: int = 3,
     pairs: int = 5,
     max_pixels: int = 36_000,
+    condition: Literal["image", "text"] | None = None,
     output: Path = Path("evaluation.json"),
 ) -> None:
     """Compare coarse, upsampled, scaffold and sr3d on views that were not given.
@@ -115,6 +116,8 @@ def evaluate(
         targets: Target views per clip or pair of inputs; an index has its own.
         pairs: Pairs of input views of a capture; shards come with theirs.
         max_pixels: Views are reduced first until an input has no more pixels than this.
+        condition: What a network with conditioning is told about each clip: its middle input view, or its text, seen
+            by the CLIP model of its training; nothing if left out.
         output: JSON file to write (or -o).
     """
     from rich.console import Console
@@ -125,22 +128,30 @@ def evaluate(
     from sr3d.models import SuperResolver
     from sr3d.report import method_table
     from sr3d.testset import open_test_set
+    from sr3d.training.evaluate import embedder_of
     from sr3d.training.evaluate import evaluate as score
 
     for name, value in (("targets", targets), ("pairs", pairs), ("max_pixels", max_pixels)):
         if value < 1:
             raise Sr3dError("sr3d eval", f"--{name}", value, "1 or more")
     network = SuperResolver.from_pretrained(checkpoint)
+    embedder = None if condition is None else embedder_of(network, condition)
     config = CaptureConfig(factor=network.config.factor, pairs=pairs, targets=targets, max_pixels=max_pixels)
     tests = open_test_set(data, config, index)
     sources: list[Source] = [source] if source else ["sweep", "depth"] if tests.has_depth else ["sweep"]
     results: dict[str, Any] = {}
     for chosen in sources:
-        scored = score(network, tests.batches(), CoarseConfig(source=chosen))
+        scored = score(network, tests.batches(), CoarseConfig(source=chosen), embedder)
         tests.check_complete(scored.views)
         results[chosen] = scored.as_dict()
         Console().print(method_table(results[chosen], f"{data}, depth source: {chosen}"))
-    content = {"data": str(data), "checkpoint": str(checkpoint), **results, "protocol": tests.protocol}
+    content = {
+        "data": str(data),
+        "checkpoint": str(checkpoint),
+        "condition": condition,
+        **results,
+        "protocol": tests.protocol,
+    }
     with atomic(output) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written: {output}")

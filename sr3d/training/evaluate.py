@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from sr3d.coarse import CoarseConfig, DepthSource, coarse_gaussians, upsampled_gaussians
 from sr3d.datasets.batch import Batch
+from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.models import SuperResolver
 from sr3d.models.estimate import out_of_memory_explained
 from sr3d.rendering import Rendering, render
+from sr3d.training.conditions import ConditionConfig, Embedder
 from sr3d.training.metrics import COVERED_ALPHA, image_metrics
 
 METHODS = ("coarse", "upsampled", "scaffold", "sr3d")
@@ -102,20 +105,24 @@ def draw_methods(
     return drawn
 
 
-def evaluate(network: SuperResolver, batches: Iterable[Batch], config: CoarseConfig) -> Evaluation:
+def evaluate(
+    network: SuperResolver, batches: Iterable[Batch], config: CoarseConfig, embedder: Embedder | None = None
+) -> Evaluation:
     """Average metrics of every method over all target views.
 
     Args:
         network: Used as it is; put it in `eval()` mode first.
         batches: Context, truth and target views.
         config: Coarse stage, the same for all methods.
+        embedder: What a network with conditioning is told about each clip; nothing if None.
     """
     coverage: list[Tensor] = []
     values: dict[str, dict[str, list[Tensor]]] = {m: {} for m in METHODS}
     counts: dict[str, list[float]] = {m: [] for m in METHODS}
     for batch in batches:
         with out_of_memory_explained("sr3d eval", network.config, batch.context.images):
-            drawn = draw_methods(network, batch, config)
+            embedding, known = (None, None) if embedder is None else embedder(batch)
+            drawn = draw_methods(network, batch, config, embedding, known)
         coverage.append(drawn.covered.float().mean(dim=(-2, -1)).flatten())
         for method in METHODS:
             counts[method].append(float((drawn.gaussians[method].opacities > 0).sum(dim=-1).float().mean()))
@@ -130,6 +137,21 @@ def evaluate(network: SuperResolver, batches: Iterable[Batch], config: CoarseCon
     }
     joined = torch.cat(coverage)
     return Evaluation(coverage=float(joined.mean()), scores=scores, views=len(joined))
+
+
+def embedder_of(network: SuperResolver, kind: Literal["image", "text"]) -> Embedder:
+    """What a trained network was told about its clips.
+
+    Raises:
+        Sr3dError: The network has no conditioning, does not name its CLIP model, or that cannot be had.
+    """
+    config = network.config.conditioning
+    if config is None or not config.model:
+        found = "a network without conditioning" if config is None else "a network that names no CLIP model"
+        raise Sr3dError(
+            "sr3d eval", "--condition", f"{kind}, {found}", "none, or a network trained with model.condition"
+        )
+    return Embedder(ConditionConfig(kind=kind, name=config.model))
 
 
 def with_source(config: CoarseConfig, source: DepthSource) -> CoarseConfig:

@@ -15,10 +15,12 @@ from transformers import AutoTokenizer, CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from sr3d import Sr3dError, SuperResolver
+from sr3d.coarse import CoarseConfig
 from sr3d.datasets.batch import Batch
 from sr3d.models.conditioning import ConditioningConfig
 from sr3d.training.clip_model import ImageEncoder
 from sr3d.training.conditions import ConditionConfig, Embedder
+from sr3d.training.evaluate import draw_methods, embedder_of, evaluate
 from sr3d.training.module import SuperResolverModule
 from sr3d.training.samples import draw_told
 
@@ -146,6 +148,21 @@ def test_validation_tells_the_network_what_training_does(kind: str, worlds: Path
     torch.testing.assert_close(found["sr3d"].means, torch.stack(expected), atol=1e-6, rtol=0)
     changed = (found["sr3d"].means - none.means).abs().amax(dim=(1, 2)) > 1e-4
     assert changed.tolist() == [True, kind == "image"]
+
+
+def test_evaluation_tells_the_network_what_it_was_trained_on(worlds: Path, clip: Path) -> None:
+    network, batch = told(clip).network.eval(), batch_of(worlds, ["chair", "table"])
+    scores = [evaluate(network, [batch], CoarseConfig(), embedder).scores for embedder in (
+        None, embedder_of(network, "text"), embedder_of(network, "image"),
+    )]  # fmt: skip
+    assert len({score["sr3d"]["psnr"] for score in scores}) == 3
+    assert len({score["scaffold"]["psnr"] for score in scores}) == 1
+    embedding, _ = Embedder(ConditionConfig(kind="text", name=str(clip)))(batch)
+    drawn = draw_methods(network, batch, CoarseConfig(), embedding)
+    assert scores[1]["sr3d"]["psnr"] == pytest.approx(float(drawn.metrics("sr3d")["psnr"].mean()), abs=1e-4)
+    for config, words in ((None, "without conditioning"), (ConditioningConfig(embedding=12), "names no CLIP model")):
+        with pytest.raises(Sr3dError, match=f"sr3d eval: --condition: found image, a network.*{words}"):
+            embedder_of(SuperResolver(small_network(conditioning=config)), "image")
 
 
 def test_the_network_learns_from_it_and_a_checkpoint_holds_no_clip_model(
