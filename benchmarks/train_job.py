@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from common import matrix_product, seconds
 
 from sr3d.coarse import CoarseConfig, coarse_gaussians
 from sr3d.datasets.reader import BatchConfig, ClipBatches, ClipLoader
+from sr3d.datasets.shards import read_index
 from sr3d.datasets.views import ViewConfig
 from sr3d.figures import read_curves
 from sr3d.models.estimate import estimate
@@ -34,7 +36,6 @@ from sr3d.training.timing import PARTS
 FACTOR, VIEWS, TARGETS = 4, 2, 2
 SMALL = 32  # pixels of the pictures that load and compile everything
 WARM_ROWS = 3
-PASSES = 40  # over the shards, as one epoch: none begins while the time is taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,8 @@ def product(device: str) -> tuple[float, float]:
 
 def training_config(job: Job, folder: Path, model: str, size: int, rows: int, every: int) -> Path:
     """A configuration file for the command line; each row of its log holds the times of `every` steps."""
+    # Passes over the shards that make one epoch: none begins while the time is taken, nor while threads read ahead.
+    passes = math.ceil(rows * every * job.batch / read_index(f"{job.shards}/train").clips) + 1
     cuda = job.device == "cuda"
     times = {"class_path": "sr3d.training.timing.StepTimes", "init_args": {"every_n_steps": every}}
     values = {
@@ -158,7 +161,7 @@ def training_config(job: Job, folder: Path, model: str, size: int, rows: int, ev
             "augmentation": {"depth_noise": 0.007, "depth_edges": 0.25, "gain": 0.7, "exposure": 0.1, "noise": 0.005},
         },
         "data": {
-            "train_shards": [f"{job.shards}/train"] * PASSES, "val_shards": f"{job.shards}/val", "factor": FACTOR,
+            "train_shards": [f"{job.shards}/train"] * passes, "val_shards": f"{job.shards}/val", "factor": FACTOR,
             "views": {"context": VIEWS, "target": TARGETS}, "global_batch_size": job.batch,
             "image_size": None if size == job.size else [size, size],
             "workers": job.workers, "threads": job.threads,

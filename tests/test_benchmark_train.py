@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sr3d.datasets.procedural import pack_procedural
+from sr3d.datasets.shards import read_index
 from sr3d.models.registry import create_model
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -50,6 +51,14 @@ def test_parts_fill_the_step_and_samples_follow_from_it(jobs: ModuleType, shards
     assert found["samples_per_s"] == pytest.approx(4 / found["mean_step_s"])
     # Two multiplications and additions of 2000³ numbers in the time that was taken.
     assert found["product_flops"] * found["product_s"] == pytest.approx(1.6e10, rel=0.2)
+
+
+def test_no_epoch_begins_while_the_time_is_taken(jobs: ModuleType, shards: Path, tmp_path: Path) -> None:
+    job = jobs.Job(kind="training", model="tiny", size=32, shards=str(shards), batch=8, accumulate=2)
+    for rows, every in ((2, 1), (13, 10)):
+        path = jobs.training_config(job, tmp_path, "tiny", 32, rows, every)
+        sets = json.loads(path.read_text())["data"]["train_shards"]
+        assert sum(read_index(folder).clips for folder in sets) > 8 * rows * every
 
 
 def test_inference_is_timed_and_beside_its_estimate(jobs: ModuleType, shards: Path) -> None:
