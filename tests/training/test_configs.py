@@ -63,7 +63,7 @@ def read(experiment: list[Path]) -> dict[str, Any]:
     return reduce(merge, (yaml.safe_load(path.read_text()) for path in experiment))
 
 
-def shrink(values: dict[str, Any], folder: Path, shards: Path) -> Path:
+def shrink(values: dict[str, Any], folder: Path, shards: Path, clip: Path) -> Path:
     """A further config that makes the experiment tiny, moves it to the CPU, and lets it write below `folder`."""
     values = yaml.safe_load(yaml.safe_dump(values).replace(values["trainer"]["default_root_dir"], str(folder)))
     values["trainer"] |= {
@@ -76,6 +76,9 @@ def shrink(values: dict[str, Any], folder: Path, shards: Path) -> Path:
     model["loss"]["lpips"] = 0.0  # its weights would be downloaded
     if "teacher" in model:
         model["teacher"] = {"kind": "labels", "classes": [], "table": str(shards / "classes.safetensors")}
+    if "condition" in model:
+        model["condition"]["name"] = str(clip)
+        model["network"]["conditioning"] = {"embedding": 12}
     shrink_network(model["network"])
     data |= {"global_batch_size": 1, "workers": 0, "threads": 0, "image_size": [32, 32]}
     one = isinstance(data["train_shards"], str)
@@ -96,11 +99,13 @@ def shrink(values: dict[str, Any], folder: Path, shards: Path) -> Path:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=name_of)
-def test_two_real_steps(experiment: list[Path], tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_real_steps(
+    experiment: list[Path], tmp_path: Path, shards: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     values = read(experiment)
-    files = [*experiment, shrink(values, tmp_path, shards)]
+    files = [*experiment, shrink(values, tmp_path, shards, clip)]
     trainer = main(["fit", *(word for path in files for word in ("--config", str(path)))])
     assert trainer.global_step == 2
 
