@@ -190,7 +190,7 @@ class Load:
     def parents(self, config: SuperResolverConfig) -> int:
         """Coarse Gaussians of a scene, or as many as would have the children that a budget leaves."""
         share = 1.0 if config.scaffold.budget is None else config.scaffold.budget
-        return max(1, round(share * self.views * self.width * self.height))
+        return math.ceil(share * self.views * self.width * self.height)
 
 
 def _training_bytes(config: SuperResolverConfig, load: Load, precision: Precision, checkpointing: bool) -> int:
@@ -310,7 +310,7 @@ def out_of_memory(
         knobs.append(("checkpointing", needed(config, load, precision, True)))
     if precision != "bf16":
         knobs.append(("bf16 precision", needed(config, load, "bf16", checkpointing)))
-    fewer_children = _fewer_children(config, load.factor)
+    fewer_children = _fewer_children(config)
     if fewer_children is not None:
         offer(f"fewer children (scaffold.budget {fewer_children.scaffold.budget:g})", fewer_children)
     smaller = _smaller(config, load)
@@ -321,12 +321,12 @@ def out_of_memory(
     return f"about {_gigabytes(now)} ({size}), or less need: {'; '.join(lower) or 'nothing left to lower'}"
 
 
-def _fewer_children(config: SuperResolverConfig, factor: int) -> SuperResolverConfig | None:
+def _fewer_children(config: SuperResolverConfig) -> SuperResolverConfig | None:
     """Half as many Gaussians, or as few as there can be; None if there are no fewer."""
     scaffold = config.scaffold
     if scaffold.split != "inplane":
         return None
-    least = scaffold.flat_grid**2 / scaffold.children(factor)
+    least = max(scaffold.least_budget(f) for f in (config.factor, *config.factors))
     now = 1.0 if scaffold.budget is None else scaffold.budget
     budget = max(now / 2, least)
     return replace(config, scaffold=replace(scaffold, budget=budget)) if budget < now else None

@@ -77,6 +77,10 @@ class SuperResolverConfig:
         for f in (self.factor, *self.factors):
             if f < 2 or f & (f - 1):
                 raise Sr3dError("model.network", "factor", f, "2, 4, 8 or another power of 2")
+            budget, least = self.scaffold.budget, self.scaffold.least_budget(f)
+            if budget is not None and budget < least:
+                expected = f"{least:g} (one child of each parent at factor {f}) to 1, or null"
+                raise Sr3dError("model.network", "scaffold.budget", budget, expected)
         for name, part in (("points", self.points), ("geometry", self.geometry), ("semantics", self.semantics)):
             if self.head is None and part is not None:
                 raise Sr3dError("model.network", name, "without a head", "a head as well, or null")
@@ -147,8 +151,8 @@ class SuperResolver(nn.Module):
                 with `refinement.coarse_width`.
 
         Raises:
-            Sr3dError: Shapes disagree, an embedding or tokens that the network has no use for or lacks, the coarse scene
-                has no level of detail, too high an SH degree, or lies outside all views, or the factor is another one.
+            Sr3dError: Shapes disagree, an embedding or tokens that the network has no use for or lacks, the coarse
+                scene has no level of detail, too high an SH degree, or lies outside all views, or another factor.
         """
         views = self._prepare(coarse, images, cameras, self._checked(coarse, factor))
         self._check_told(embedding, coarse_tokens)
@@ -307,7 +311,7 @@ class SuperResolver(nn.Module):
 
     def _within_budget(self, coarse: Gaussians, home: Tensor, views: Views) -> Children:
         config, factor, small = self.config.scaffold, views.factor, views.small
-        grid = config.grid or factor
+        grid, flat = config.grid or factor, config.flat(factor)
         assert config.budget is not None
         surface = nn.functional.interpolate(views.surface.flatten(0, 1)[:, None], size=views.low.shape[-2:])[:, 0]
         plan = plan_split(
@@ -318,9 +322,9 @@ class SuperResolver(nn.Module):
             surface.unflatten(0, views.low.shape[:2]),
             int(config.budget * grid**2 * len(coarse)),
             grid,
-            config.flat_grid,
+            flat,
         )
-        groups = ((plan.fine, grid, config.shrink), (plan.flat, config.flat_grid, config.flat_shrink))
+        groups = ((plan.fine, grid, config.shrink), (plan.flat, flat, config.flat_shrink))
         return join([split_some(coarse, chosen, home, config, k, size, factor, small) for chosen, k, size in groups])
 
     def _residuals(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -33,10 +34,10 @@ class ScaffoldConfig:
             low-pass widens what is a pixel or smaller.
         max_stretch: In-plane: largest stretch of the grid down a slope seen at a grazing angle.
         recolor: Take the children's colour from the upsampled views that they are visible in, instead of the parent's.
-        budget: In-plane: most children per scene, as a share of `grid`² children for every parent. Parents that another
-            view's parents stand for get none; where there is little detail, parents get `flat_grid`² (see
-            `sr3d.models.budget.plan_split`). None: all parents get `grid`².
-        flat_grid: In-plane: children per side of parents without detail, under a budget.
+        budget: In-plane: most children per scene, as a share of `grid`² children for every parent; at least one child
+            for each. Parents that another view's parents stand for get none; where there is little detail, parents get
+            `flat_grid`² (see `sr3d.models.budget.plan_split`). None: all parents get `grid`².
+        flat_grid: In-plane: children per side of parents without detail, under a budget; fewer where it has no room.
         flat_shrink: In-plane: their `shrink`. They are wider than a pixel: the low-pass closes no gaps between them.
     """
 
@@ -52,15 +53,13 @@ class ScaffoldConfig:
     flat_shrink: float = 1.2
 
     def __post_init__(self) -> None:
-        grid = self.grid or 4
         checks: tuple[tuple[str, bool, str], ...] = (
             ("grid", self.grid is None or self.grid >= 1, "1 or more, or null"),
             ("axis_shrink", self.axis_shrink > 0, "more than 0"),
             ("flat_grid", self.flat_grid >= 1, "1 or more"),
             ("budget", self.budget is None or self.split == "inplane", "null with split 'shuffle'"),
-            ("budget", self.budget is None or self.flat_grid**2 <= self.budget * grid**2 <= grid**2,
-             f"{self.flat_grid**2 / grid**2:g} (flat_grid² / grid²) to 1, or null"),
-        )  # fmt: skip
+            ("budget", self.budget is None or 0 < self.budget <= 1, "more than 0, at most 1, or null"),
+        )
         for name, fine, expected in checks:
             if not fine:
                 raise Sr3dError("model.network.scaffold", name, getattr(self, name), expected)
@@ -68,6 +67,15 @@ class ScaffoldConfig:
     def children(self, factor: int) -> int:
         """Most children of a parent."""
         return 6 if self.split == "shuffle" else (self.grid or factor) ** 2
+
+    def least_budget(self, factor: int) -> float:
+        """Budget that leaves one child of each parent."""
+        return 1 / self.children(factor)
+
+    def flat(self, factor: int) -> int:
+        """Children per side of a parent without detail, such that the budget suffices for all parents."""
+        share = 1.0 if self.budget is None else self.budget
+        return max(1, min(self.flat_grid, math.isqrt(int(share * self.children(factor)))))
 
 
 @dataclass(kw_only=True)

@@ -142,6 +142,18 @@ def test_advice_leaves_out_what_does_not_help() -> None:
     assert not any(word in text for word in ("batch ", "instead", "checkpointing: ", "the size '"))
 
 
+@pytest.mark.usefixtures("roughly")
+@pytest.mark.parametrize(
+    ("factors", "budget", "advised"),
+    [([8], 0.3, "0.15"), ([8, 2], 0.3, "0.25"), ([2], 0.25, None)],
+)
+def test_advised_budgets_are_allowed(factors: list[int], budget: float, advised: str | None) -> None:
+    config = model_config("tiny", factor=factors[0], factors=factors[1:], scaffold={"budget": budget})
+    text = out_of_memory(config, Load(width=64, height=64, views=1, batch=1, factor=factors[0]))
+    found = re.search(r"scaffold\.budget ([\d.]+)\)", text)
+    assert (found and found[1]) == advised
+
+
 def _raise(error: Exception) -> None:
     raise error
 

@@ -9,8 +9,9 @@ from tiny_networks import SIZE, sloped_scene
 from sr3d import Gaussians, Sr3dError, SuperResolver, render
 from sr3d.models import create_model, list_models, model_config
 from sr3d.models.decoder import DecoderConfig
-from sr3d.models.estimate import Load, _run
+from sr3d.models.estimate import Load, _run, estimate
 from sr3d.models.scaffold import ScaffoldConfig
+from sr3d.training.memory import most_gaussians
 
 PARAMETERS = {"tiny": (0.8e6, 2e6), "small": (25e6, 40e6), "base": (120e6, 200e6), "large": (350e6, 600e6)}
 FIELDS = ("means", "quats", "scales", "opacities", "sh")
@@ -77,6 +78,20 @@ def test_a_batch_of_two_is_two_batches_of_one(name: str) -> None:
             assert n == int(kept.sum())
 
 
+@pytest.mark.parametrize(
+    ("factor", "budget"),
+    [(2, 0.25), (2, 0.5), (2, 0.9), (4, 0.0625), (4, 0.2), (4, 0.5), (8, 0.02), (8, 0.3), (8, 1.0)],
+)
+def test_the_budget_holds_at_every_factor(factor: int, budget: float) -> None:
+    config = model_config("tiny", factor=factor, scaffold={"budget": budget}, points=None, geometry=None)
+    coarse, images, cameras = sloped_scene(1, 1)
+    found = SuperResolver(config).scaffold(coarse, images, cameras)
+    most = most_gaussians(config.scaffold, len(coarse), factor)
+    assert len(coarse) <= len(found) <= most <= estimate(config, SIZE, SIZE, 1, training=False).gaussians
+    # What the budget leaves is used: less is left over than one more split would take.
+    assert most - len(found) < factor**2
+
+
 def test_overrides_change_what_they_name() -> None:
     base = model_config("tiny")
     config = model_config("tiny", factor=2, decoder={"width": 64}, points=None, scaffold=ScaffoldConfig(grid=2))
@@ -97,6 +112,12 @@ def test_overrides_change_what_they_name() -> None:
         ("tiny", {"decoder": {"width": "64"}}, r"tiny: config key decoder\.width: found '64'"),
         ("tiny", {"head": None}, "tiny: config key points: found without a head"),
         ("tiny", {"factor": 3}, "tiny: config key factor: found 3"),
+        ("tiny", {"scaffold": {"budget": 0.05}}, r"scaffold\.budget: found 0\.05; expected 0\.0625 .*factor 4\) to 1"),
+        (
+            "tiny",
+            {"factors": [2], "scaffold": {"budget": 0.2}},
+            r"scaffold\.budget: found 0\.2; expected 0\.25 .*factor 2",
+        ),
     ],
 )
 def test_wrong_names_and_overrides_are_named(name: str, overrides: dict, message: str) -> None:
