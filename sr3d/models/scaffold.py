@@ -9,13 +9,18 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sr3d.cameras import Cameras
+from sr3d.coarse.config import CoarseConfig
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians, quat_to_matrix
 from sr3d.lod import Lod
+
+# A Gaussian that is wider than this, in units of one that a pixel made, or longer for its width than a slope makes it,
+# covers more than its pixel. What one round of super-resolution widens stays below.
+_WIDER = 1.35
 
 
 @dataclass(kw_only=True)
@@ -28,11 +33,11 @@ class ScaffoldConfig:
         beta: Shuffle: distance of a child from its parent along the axis, in parent scales.
         axis_shrink: Shuffle: the child's scale along its own axis is the parent's divided by this.
         grid: In-plane: children per side; `grid`² children for each parent. They fill the pixel that made the parent,
-            whatever the parent's own scales are. None: as many as the factor.
+            or what a parent covers that is larger than that. None: as many as the factor.
         shrink: In-plane: child scale in units of the parent's / `grid`. At 1 the children are the parents' lattice made
             `grid` times finer, so opacity needs no compensation; a little less is sharper, because the renderer's
-            low-pass widens what is a pixel or smaller.
-        max_stretch: In-plane: largest stretch of the grid down a slope seen at a grazing angle.
+            low-pass widens what is a pixel or smaller. Children of parents larger than a pixel get at least 1.
+        max_stretch: In-plane: largest stretch of a pixel's grid down a slope seen at a grazing angle.
         recolor: Take the children's colour from the upsampled views that they are visible in, instead of the parent's.
         budget: In-plane: most children per scene, as a share of `grid`² children for every parent; at least one child
             for each. Parents that another view's parents stand for get none; where there is little detail, parents get
@@ -251,17 +256,23 @@ def _inplane(
     k, opacities = grid, parents.opacities
     steps = ((torch.arange(k, device=opacities.device) + 0.5) / k - 0.5).to(opacities)
     v, u = (t.reshape(-1, 1) for t in torch.meshgrid(steps, steps, indexing="ij"))
-    along_u, along_v = _pixel_tangents(parents, home, cameras, config.max_stretch)
+    along_u, along_v, larger = _tangents(parents, home, cameras, config.max_stretch)
     offsets = u * along_u[..., None, :] + v * along_v[..., None, :]
-    scales = (parents.scales * shrink / k)[..., None, :].expand(*opacities.shape, k * k, 3)
+    # The low-pass closes no gaps between children that are wider than a pixel.
+    size = torch.where(larger, max(shrink, 1.0), shrink).to(opacities)
+    scales = (parents.scales * size / k)[..., None, :].expand(*opacities.shape, k * k, 3)
     slots = torch.cat([u, v, torch.zeros_like(u), torch.full_like(u, 1 / k)], dim=1)
     return offsets, scales, opacities[..., None].expand(*opacities.shape, k * k), slots
 
 
-def _pixel_tangents(
+def _tangents(
     parents: Gaussians, home: Int[Tensor, "b m"], cameras: Cameras, max_stretch: float
-) -> tuple[Tensor, Tensor]:
-    """World vectors in each parent's tangent plane that span one pixel of its home view. [B, M, 3] each."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """World vectors in each parent's tangent plane that span what its children stand for. [B, M, 3] each.
+
+    This is one pixel of the home view, or, of a parent that covers more, as much as if a pixel that large had made it.
+    The third result says of which. [B, M, 1]
+    """
     assert parents.lod is not None
     native = parents.lod.native
 
@@ -279,9 +290,28 @@ def _pixel_tangents(
     least = ray.norm(dim=-1, keepdim=True) / max_stretch
     facing = torch.where(facing < 0, facing.clamp(max=-least), facing.clamp(min=least))
     aspect = (of_home(cameras.K[..., 1, 1]) / of_home(cameras.K[..., 0, 0])).sqrt()[..., None]
+    own, larger = _own_tangents(parents, frame, ray, max_stretch)
     tangents = []
-    for axis, size in ((0, aspect), (1, 1 / aspect)):
+    for i, (axis, size) in enumerate(((0, aspect), (1, 1 / aspect))):
         direction = axes[..., axis, :]
         slope = (normal * direction).sum(-1, keepdim=True) / facing
-        tangents.append(native[..., None] * size * (direction - slope * ray))
-    return tangents[0], tangents[1]
+        pixel = native[..., None] * size * (direction - slope * ray)
+        tangents.append(torch.where(larger, own[..., i], pixel))
+    return tangents[0], tangents[1], larger
+
+
+def _own_tangents(
+    parents: Gaussians, frame: Float[Tensor, "b m 3 3"], ray: Float[Tensor, "b m 3"], max_stretch: float
+) -> tuple[Float[Tensor, "b m 3 2"], Bool[Tensor, "b m 1"]]:
+    """What each parent covers along two of its axes, and whether that is more than its pixel."""
+    assert parents.lod is not None
+    middle, longest = parents.scales.sort(dim=-1).values[..., 1:].unbind(-1)
+    larger = (middle > _WIDER * CoarseConfig.sigma * parents.lod.native) | (longest > _WIDER * max_stretch * middle)
+    # The third axis is the thinnest; where none is thin, the one along which the parent is seen.
+    facing = (frame * ray[..., :, None]).sum(dim=-2).abs()
+    third = (parents.scales / facing.clamp_min(1e-9)).argmin(dim=-1, keepdim=True)
+    others = torch.cat([(third + 1) % 3, (third + 2) % 3], dim=-1)
+    spans = (frame * parents.scales[..., None, :] / CoarseConfig.sigma).gather(
+        -1, others[..., None, :].expand(*others.shape[:-1], 3, 2)
+    )
+    return spans, larger[..., None]

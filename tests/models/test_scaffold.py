@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_networks import SIZE, sloped_scene
@@ -7,6 +9,7 @@ from tiny_networks import SIZE, sloped_scene
 from sr3d import Cameras, Gaussians, Sr3dError, render
 from sr3d.lod import Lod
 from sr3d.models.budget import home_views, plan_split
+from sr3d.models.inputs import with_lod
 from sr3d.models.scaffold import ScaffoldConfig, split_all
 from sr3d.rendering import rgb_to_sh
 
@@ -78,6 +81,42 @@ def test_inplane_scaffold_renders_like_its_parents() -> None:
     inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))
     assert (after.alpha - before.alpha)[inner].abs().max() < 0.06
     assert (after.depth - before.depth)[inner].abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("turn", "pixels", "distance"),
+    [
+        ((1.0, 0.0, 0.0, 0.0), (4.5, 4.5, 0.3), 9),  # discs on the wall
+        ((1.0, 0.0, 0.3, 0.0), (4.5, 4.5, 0.3), 7),  # aslant
+        ((1.0, 0.3, 0.2, 0.1), (4.5, 4.5, 4.5), 9),  # balls
+        ((1.0, 0.0, 0.0, 0.4), (9.0, 3.0, 0.3), 6),
+        ((1.0, 0.0, 0.0, 0.4), (9.0, 0.45, 0.2), 1),  # as thin as a pixel's, and long
+    ],
+)
+@pytest.mark.parametrize("opacity", [0.4, 0.95])
+def test_parents_larger_than_a_pixel_are_covered(
+    turn: tuple[float, ...], pixels: tuple[float, ...], distance: int, opacity: float
+) -> None:
+    """A wall of Gaussians of another source than the pixels of the view, without level of detail."""
+    K = torch.tensor([[[40.0, 0, 16], [0, 40, 16], [0, 0, 1]]])
+    cameras = Cameras(world_to_cam=torch.eye(4)[None], K=K, width=32, height=32)
+    places = torch.arange(-8, 41, distance) / 20 - 0.8
+    y, x = torch.meshgrid(places, places, indexing="ij")
+    n = x.numel()
+    bare = Gaussians(
+        means=torch.stack([x, y, torch.full_like(x, 2)], dim=-1).reshape(n, 3),
+        quats=torch.tensor(turn).expand(n, 4),
+        scales=(torch.tensor(pixels) / 20).expand(n, 3),
+        opacities=torch.full((n,), opacity),
+        sh=rgb_to_sh(torch.stack([x, y, 0 * x], dim=-1).reshape(n, 3) / 2 + 0.4),
+    )
+    parents = with_lod(bare, cameras)
+    batched = replace(parents._map(lambda t, _: t[None]), lod=parents.lod.map(lambda t: t[None]))
+    small = replace(cameras, world_to_cam=cameras.world_to_cam[None], K=cameras.K[None])
+    children = split_all(batched, home_views(batched, small), ScaffoldConfig(), 4, small).gaussians[0]
+    before, after = (render(g, cameras.resized(128, 128), lod=False) for g in (parents, children))
+    assert abs(after.alpha.mean() - before.alpha.mean()) < 0.03
+    assert (after.rgb - before.rgb).abs().mean() < 0.06
 
 
 def test_parents_need_level_of_detail() -> None:
