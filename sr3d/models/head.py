@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sr3d.gaussians import Gaussians, quat_multiply, quat_to_matrix
-from sr3d.rendering.sh import SH_C0
+from sr3d.rendering.sh import SH_C0, sh_basis
 
 
 @dataclass(kw_only=True)
@@ -70,6 +71,7 @@ class OffsetHead(nn.Module):
         scaffold: Gaussians,
         raw: Float[Tensor, "b n r"],
         rays: Float[Tensor, "b n 3"],
+        axes: Float[Tensor, "b 3 3"],
         snap: Float[Tensor, "b n"] | None = None,
     ) -> tuple[Gaussians, dict[str, Tensor]]:
         """The scaffold plus residuals, and the residuals (see `sr3d.models.prediction.Prediction`).
@@ -78,6 +80,8 @@ class OffsetHead(nn.Module):
             scaffold: Children before learning, with level-of-detail fields. [B, N]
             raw: Of `forward`.
             rays: Unit direction, world frame, in which a child may slide.
+            axes: World-to-camera rotation of the mean camera, in whose axes the features are: bands of the colour
+                residual above 0 are predicted there.
             snap: How far along the ray the surface of the geometry branch lies, world units.
         """
         c = self.config
@@ -90,7 +94,7 @@ class OffsetHead(nn.Module):
             along = along + torch.tanh(follow[..., 0]) * snap / footprint
         log_scale = c.scale_bound * torch.tanh(scale)
         angle = c.angle_bound * torch.tanh(turn)
-        color = c.color_bound * torch.tanh(sh).unflatten(-1, (-1, 3))
+        color = _to_world(c.color_bound * torch.tanh(sh).unflatten(-1, (-1, 3)), axes)
         # A product of 3x3 matrices written as a sum: batched matrix products of this size are slow on CPUs.
         step = (quat_to_matrix(scaffold.quats) * position[..., None, :]).sum(dim=-1) + along[..., None] * rays
         fine = replace(
@@ -111,6 +115,22 @@ class OffsetHead(nn.Module):
             "color": color[..., 0, :],
         }
         return fine, residuals
+
+
+def _to_world(sh: Float[Tensor, "b n k 3"], axes: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b n k 3"]:
+    """Coefficients of the same colours in world axes: those that agree in many directions, solved by least squares."""
+    k = sh.shape[-2]
+    if k == 1:
+        return sh
+    # Points of a Fibonacci sphere.
+    steps = torch.arange(64, dtype=sh.dtype, device=sh.device) + 0.5
+    z, angle = 1 - steps / 32, math.pi * (1 + 5**0.5) * steps
+    across = (1 - z.square()).sqrt()
+    directions = torch.stack([across * angle.cos(), across * angle.sin(), z], dim=-1)
+    degree = math.isqrt(k) - 1
+    world, own = sh_basis(directions, degree), sh_basis(directions @ axes.mT, degree)
+    matrix = torch.linalg.solve(world.mT @ world, world.mT @ own)
+    return torch.einsum("bij,bnjc->bnic", matrix, sh)
 
 
 def _shift_logit(opacities: Tensor, shift: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from sr3d.models.budget import home_views, plan_split
 from sr3d.models.conditioning import Conditioner, ConditioningConfig
 from sr3d.models.decoder import CELL, Decoder, DecoderConfig, Maps
 from sr3d.models.describe import DESCRIPTION, describe, places, to_surface
-from sr3d.models.encoder import RAY_CHANNELS, Encoder, EncoderConfig, plucker_rays
+from sr3d.models.encoder import RAY_CHANNELS, Encoder, EncoderConfig, mean_axes, plucker_rays
 from sr3d.models.gather import GatherConfig, Sight, fuse, locate, normalised, sample
 from sr3d.models.geometry import Geometry, GeometryConfig
 from sr3d.models.head import HeadConfig, OffsetHead
@@ -25,7 +25,7 @@ from sr3d.models.points import PointsConfig, PointTransformer
 from sr3d.models.prediction import Prediction
 from sr3d.models.recurrence import RecurrenceConfig, low_resolution_error
 from sr3d.models.refinement import Refinement, RefinementConfig
-from sr3d.models.scaffold import Children, ScaffoldConfig, join, split_all, split_some
+from sr3d.models.scaffold import Children, ScaffoldConfig, join, split_all, split_some, upper_bands
 from sr3d.models.semantics import Semantics, SemanticsConfig
 from sr3d.models.upsampler import Upsampler, UpsamplerConfig
 from sr3d.rendering import rgb_to_sh
@@ -296,7 +296,8 @@ class SuperResolver(nn.Module):
         else:
             children = self._within_budget(coarse, home, views)
         gaussians = children.gaussians
-        colors = 0.5 + SH_C0 * gaussians.sh[..., 0, :]
+        upper = upper_bands(gaussians, children.home, small)
+        colors = 0.5 + SH_C0 * gaussians.sh[..., 0, :] + upper
         blurred = nn.functional.avg_pool2d(views.images.flatten(0, 1), views.factor).unflatten(0, views.low.shape[:2])
         sight = locate(
             gaussians.means, colors, views.cameras, views.surface, blurred, children.home, self.config.gather
@@ -304,7 +305,7 @@ class SuperResolver(nn.Module):
         if config.recolor:
             color = fuse(sample(views.images, sight.uv), sight.weights).mT
             seen = (sight.weights.sum(dim=1) > 0)[..., None]
-            dc = torch.where(seen, rgb_to_sh(color)[..., 0, :], gaussians.sh[..., 0, :])
+            dc = torch.where(seen, rgb_to_sh(color - upper)[..., 0, :], gaussians.sh[..., 0, :])
             sh = torch.cat([dc[..., None, :], gaussians.sh[..., 1:, :]], dim=-2)
             children = replace(children, gaussians=replace(gaussians, sh=sh))
         return children, sight
@@ -367,7 +368,8 @@ class SuperResolver(nn.Module):
             share = torch.where(sight.home.sum(dim=1, keepdim=True) > 0, sight.home, sight.weights)
             towards = (away * (share / away.norm(dim=-1).clamp_min(1e-9))[..., None]).sum(dim=1)
             length = None if snap is None else snap * (away.norm(dim=-1) * share).sum(dim=1)
-            fine, residuals = self.head.apply_to(fine, raw, nn.functional.normalize(towards, dim=-1), length)
+            rays, axes = nn.functional.normalize(towards, dim=-1), mean_axes(views.cameras)
+            fine, residuals = self.head.apply_to(fine, raw, rays, axes, length)
         return Prediction(
             gaussians=fine,
             scaffold=scaffold,

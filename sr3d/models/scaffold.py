@@ -17,6 +17,7 @@ from sr3d.coarse.config import CoarseConfig
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians, quat_to_matrix
 from sr3d.lod import Lod
+from sr3d.rendering.sh import sh_basis
 
 # A Gaussian that is wider than this, in units of one that a pixel made, or longer for its width than a slope makes it,
 # covers more than its pixel. What one round of super-resolution widens stays below.
@@ -185,6 +186,22 @@ def join(parts: list[Children]) -> Children:
         home=torch.cat([p.home for p in parts], dim=1),
         slots=torch.cat([p.slots for p in parts], dim=1),
     )
+
+
+def upper_bands(gaussians: Gaussians, home: Int[Tensor, "b n"], cameras: Cameras) -> Float[Tensor, "b n 3"]:
+    """What the colour's bands above 0 add to it, seen from the home view.
+
+    Args:
+        gaussians: [B, N]
+        home: View of each.
+        cameras: [B, V]
+    """
+    if gaussians.sh_degree == 0:
+        return torch.zeros_like(gaussians.means)
+    positions = cameras.positions.gather(1, home[..., None].expand(*home.shape, 3))
+    directions = torch.nn.functional.normalize(gaussians.means - positions, dim=-1)
+    basis = sh_basis(directions, gaussians.sh_degree)
+    return torch.einsum("bnk,bnkc->bnc", basis[..., 1:], gaussians.sh[..., 1:, :])
 
 
 def _pick(gaussians: Gaussians, index: Int[Tensor, "b a"]) -> Gaussians:

@@ -8,6 +8,8 @@ from tiny_networks import SIZE, VARIANTS, perturbed, sloped_scene, tiny_config
 
 from sr3d import Cameras, Gaussians, Scene, Sr3dError, SuperResolver, render
 from sr3d.gaussians import quat_to_matrix
+from sr3d.models.gather import sample
+from sr3d.rendering import sh_to_rgb
 
 FIELDS = ("means", "scales", "opacities", "sh")
 
@@ -116,10 +118,11 @@ def test_any_number_of_views(views: int, variant: str) -> None:
     assert all(torch.isfinite(getattr(fine, f)).all() for f in FIELDS)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_moved_turned_and_scaled_world_gives_the_same_scene_moved(variant: str) -> None:
+@pytest.mark.parametrize(("variant", "degree"), [*((v, 0) for v in VARIANTS), ("inplane", 1), ("inplane", 3)])
+def test_moved_turned_and_scaled_world_gives_the_same_scene_moved(variant: str, degree: int) -> None:
     coarse, images, cameras = sloped_scene(1, 2)
-    network, scale = perturbed(variant), 3.0
+    coarse = with_bands(coarse, degree)
+    network, scale = perturbed(variant, degree), 3.0
     rotation = quat_to_matrix(torch.tensor([0.6, -0.3, 0.5, 0.2]))
     move = torch.eye(4)
     move[:3, :3], move[:3, 3] = scale * rotation, torch.tensor([0.4, -2.0, 1.0])
@@ -191,6 +194,25 @@ def test_wrong_input_is_named(change: dict, field: str) -> None:
     picture = images[0, :, 1:] if "size" in change else images[0]
     with pytest.raises(Sr3dError, match=field):
         perturbed().upscale(one, Scene(images=picture, cameras=shown), factor=change.get("factor", 2))
+
+
+def with_bands(gaussians: Gaussians, degree: int) -> Gaussians:
+    """Colours that depend on the direction."""
+    bands = torch.randn(1, len(gaussians), (degree + 1) ** 2 - 1, 3, generator=torch.Generator().manual_seed(4))
+    return replace(gaussians, sh=torch.cat([gaussians.sh, 0.2 * bands], dim=-2))
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2])
+def test_recoloured_children_show_their_home_view_its_colour(degree: int) -> None:
+    coarse, images, cameras = sloped_scene(1, 1)
+    network = SuperResolver(replace(tiny_config(), sh_degree=2))
+    scaffold = network.scaffold(with_bands(coarse, degree), images, cameras)
+    large = cameras.resized(2 * SIZE, 2 * SIZE)
+    pixels, _ = large.project(scaffold.means)
+    upsampled = network.upsampler(images[0].movedim(-1, 1), 2)[:, None]
+    expected = sample(upsampled, pixels / (2 * SIZE))[0, 0].T
+    directions = torch.nn.functional.normalize(scaffold.means[0] - cameras.positions[0, 0], dim=-1)
+    torch.testing.assert_close(sh_to_rgb(scaffold.sh[0], directions), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(9, 11), (12, 7)])
