@@ -27,7 +27,7 @@ from sr3d.models.config import config_from_dict
 from sr3d.models.registry import list_models
 from sr3d.models.resolver import SuperResolver, SuperResolverConfig
 
-VERSION = 2
+VERSION = 3
 FORMAT = f"sr3d-network-{VERSION}"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 # Where a Lightning checkpoint keeps what a network is rebuilt from; `sr3d.training.module` writes them.
