@@ -29,10 +29,12 @@ class ScaffoldConfig:
     """How parents are split.
 
     Attributes:
-        split: "shuffle" is Gaussian Shuffle Split (SR3R Eq. 2-3): six children on the principal axes. "inplane" is a
-            grid of children in the parent's tangent plane: on surfaces none is wasted on the thin axis.
+        split: "shuffle" is Gaussian Shuffle Split (SR3R Eq. 2-3): children on the principal axes. "inplane" is a grid
+            of children in the parent's tangent plane: on surfaces none is wasted on the thin axis.
+        k: Shuffle: 6 children; 4 or 2 are on the two largest axes or the largest one alone, one on either side.
         beta: Shuffle: distance of a child from its parent along the axis, in parent scales.
         axis_shrink: Shuffle: the child's scale along its own axis is the parent's divided by this.
+        lateral_shrink: Shuffle: its scales along the other two axes likewise (S2Gaussian: 1.9; SR3R does not say).
         grid: In-plane: children per side; `grid`² children for each parent. They fill the pixel that made the parent,
             or what a parent covers that is larger than that. None: as many as the factor.
         shrink: In-plane: child scale in units of the parent's / `grid`. At 1 the children are the parents' lattice made
@@ -48,8 +50,10 @@ class ScaffoldConfig:
     """
 
     split: Literal["shuffle", "inplane"] = "inplane"
+    k: int = 6
     beta: float = 0.5
     axis_shrink: float = 4.0
+    lateral_shrink: float = 1.0
     grid: int | None = None
     shrink: float = 0.7
     max_stretch: float = 3.0
@@ -61,7 +65,9 @@ class ScaffoldConfig:
     def __post_init__(self) -> None:
         checks: tuple[tuple[str, bool, str], ...] = (
             ("grid", self.grid is None or self.grid >= 1, "1 or more, or null"),
+            ("k", self.k in (2, 4, 6), "2, 4 or 6"),
             ("axis_shrink", self.axis_shrink > 0, "more than 0"),
+            ("lateral_shrink", self.lateral_shrink > 0, "more than 0"),
             ("flat_grid", self.flat_grid >= 1, "1 or more"),
             ("budget", self.budget is None or self.split == "inplane", "null with split 'shuffle'"),
             ("budget", self.budget is None or 0 < self.budget <= 1, "more than 0, at most 1, or null"),
@@ -72,7 +78,7 @@ class ScaffoldConfig:
 
     def children(self, factor: int) -> int:
         """Most children of a parent."""
-        return 6 if self.split == "shuffle" else (self.grid or factor) ** 2
+        return self.k if self.split == "shuffle" else (self.grid or factor) ** 2
 
     def least_budget(self, factor: int) -> float:
         """Budget that leaves one child of each parent."""
@@ -149,7 +155,7 @@ def split_some(
         offsets, scales, opacities, slots = _shuffle(parents, config)
     else:
         offsets, scales, opacities, slots = _inplane(parents, config, grid, shrink, home, cameras)
-    n = len(slots)
+    n = slots.shape[-2]
 
     def repeat(t: Tensor) -> Tensor:
         return t.repeat_interleave(n, dim=1)
@@ -174,7 +180,7 @@ def split_some(
         gaussians=gaussians,
         parents=repeat(chosen),
         home=repeat(home),
-        slots=slots.repeat(chosen.shape[1], 1).expand(len(chosen), -1, -1),
+        slots=slots.expand(*chosen.shape, n, 4).flatten(1, 2),
     )
 
 
@@ -224,46 +230,51 @@ def _pick(gaussians: Gaussians, index: Int[Tensor, "b a"]) -> Gaussians:
 
 
 @lru_cache(maxsize=8)
-def _shuffle_opacities(beta: float, axis_shrink: float) -> tuple[np.ndarray, np.ndarray]:
+def _shuffle_opacities(k: int, beta: float, axis_shrink: float, lateral_shrink: float) -> tuple[np.ndarray, np.ndarray]:
     """Child opacities 0..1, rising, and the parent opacities that they stand for.
 
-    Six overlapping copies of a parent's opacity would be too thick. Seen along a principal axis (whichever: the picture
-    is the same up to an affine map), parent and children have to hide the same total of what is behind them.
+    Overlapping copies of a parent's opacity would be too thick. Seen along its smallest axis, as surfaces are (of six
+    children along whichever: the picture is the same up to an affine map), parent and children have to hide the same
+    total of what is behind them. Few or slim children cannot hide as much as an opaque parent; they get opacity 1.
     """
     child = np.linspace(0, 1, 257) ** 2
     x = np.linspace(-5, 5, 101)
-    wide = np.exp(-0.5 * x**2)
+    parent = np.exp(-0.5 * x**2)
+    wide = np.exp(-0.5 * (x * lateral_shrink) ** 2)
     narrow = np.exp(-0.5 * ((x - beta) * axis_shrink) ** 2)
     through = np.ones((257, 101, 101))
-    for across, along in (
+    children = (
         (narrow, wide),
         (narrow[::-1], wide),
         (wide, narrow),
         (wide, narrow[::-1]),
         *[(wide, wide)] * 2,
-    ):
+    )
+    for across, along in children[:k]:
         through *= 1 - child[:, None, None] * across[:, None] * along
-    return child, (1 - through).sum(axis=(1, 2)) / (wide[:, None] * wide).sum()
+    return child, (1 - through).sum(axis=(1, 2)) / (parent[:, None] * parent).sum()
 
 
 def _compensated(opacities: Tensor, config: ScaffoldConfig) -> Tensor:
-    """Opacity of each of six children, by linear interpolation in the table."""
-    child, parent = (torch.from_numpy(t).to(opacities) for t in _shuffle_opacities(config.beta, config.axis_shrink))
+    """Opacity of each child, by linear interpolation in the table."""
+    table = _shuffle_opacities(config.k, config.beta, config.axis_shrink, config.lateral_shrink)
+    child, parent = (torch.from_numpy(t).to(opacities) for t in table)
     right = torch.searchsorted(parent, opacities.contiguous()).clamp(1, len(parent) - 1)
     t = (opacities - parent[right - 1]) / (parent[right] - parent[right - 1])
     return child[right - 1] + t.clamp(0, 1) * (child[right] - child[right - 1])
 
 
 def _shuffle(parents: Gaussians, config: ScaffoldConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """World offsets [B, M, 6, 3], scales [B, M, 6, 3], opacities [B, M, 6], slots [6, 4] (SR3R Eq. 2-3)."""
-    axes = torch.eye(3, dtype=parents.means.dtype, device=parents.means.device)
-    unit = torch.stack([axes, -axes], dim=1).reshape(6, 3)
+    """World offsets [B, M, k, 3], scales [B, M, k, 3], opacities [B, M, k], slots [B, M, k, 4] (SR3R Eq. 2-3)."""
+    axes = parents.scales.topk(config.k // 2, dim=-1).indices.sort(dim=-1).values
+    axes = torch.nn.functional.one_hot(axes, 3).to(parents.means)
+    unit = torch.stack([axes, -axes], dim=-2).flatten(-3, -2)
     local = config.beta * unit * parents.scales[..., None, :]
     offsets = torch.einsum("...ij,...cj->...ci", quat_to_matrix(parents.quats), local)
-    shrink = torch.where(unit != 0, 1 / config.axis_shrink, 1.0)
+    shrink = torch.where(unit != 0, 1 / config.axis_shrink, 1 / config.lateral_shrink).to(unit)
     scales = parents.scales[..., None, :] * shrink
-    opacities = _compensated(parents.opacities, config)[..., None].expand(*parents.opacities.shape, 6)
-    return offsets, scales, opacities, torch.cat([config.beta * unit, torch.ones_like(unit[:, :1])], dim=1)
+    opacities = _compensated(parents.opacities, config)[..., None].expand(*parents.opacities.shape, config.k)
+    return offsets, scales, opacities, torch.cat([config.beta * unit, torch.ones_like(unit[..., :1])], dim=-1)
 
 
 def _inplane(

@@ -60,6 +60,28 @@ def test_shuffle_split_places_children_on_the_principal_axes() -> None:
     torch.testing.assert_close(children.scales[0, 3], torch.tensor([0.3, 0.05, 0.1]))
 
 
+@pytest.mark.parametrize(("k", "lateral_shrink"), [(2, 1.0), (4, 1.0), (4, 1.3), (6, 1.3), (6, 1.9)])
+def test_fewer_or_slimmer_children_hide_as_much(k: int, lateral_shrink: float) -> None:
+    config = ScaffoldConfig(split="shuffle", k=k, lateral_shrink=lateral_shrink)
+    for opacity in (0.1, 0.5):
+        parent, cameras = blob(opacity, (0.2, 0.3, 0.02))
+        children = split(parent, config, cameras)
+        before, after = (render(g, cameras, lod=False).alpha for g in (parent, children))
+        assert abs(after.sum() / before.sum() - 1) < 0.08
+    # They are on the largest axes, slimmer by the two ratios.
+    largest = {2: [1], 4: [0, 1], 6: [0, 1, 2]}[k]
+    shrunk = children.scales[0] / parent.scales[0]
+    expected = torch.full((k, 3), 1 / lateral_shrink)
+    for pair, axis in enumerate(largest):
+        expected[2 * pair : 2 * pair + 2, axis] = 0.25
+    torch.testing.assert_close(shrunk, expected)
+    assert config.children(4) == len(children) == k
+    slots = split_all(parent, torch.zeros(1, 1, dtype=torch.long), config, 2, cameras).slots[0]
+    torch.testing.assert_close(
+        slots[:, :3].abs().sum(dim=0), torch.tensor([1.0 if i in largest else 0.0 for i in range(3)])
+    )
+
+
 @pytest.mark.parametrize("grid", [2, 3])
 def test_inplane_children_fall_on_the_subpixels_of_the_view_that_made_the_parent(grid: int) -> None:
     coarse, _, cameras = sloped_scene(1, 2)
@@ -131,6 +153,8 @@ def test_parents_need_level_of_detail() -> None:
     [
         ({"grid": 0}, "grid"),
         ({"axis_shrink": 0.0}, "axis_shrink"),
+        ({"lateral_shrink": -1.0}, "lateral_shrink"),
+        ({"k": 3}, "k: found 3; expected 2, 4 or 6"),
         ({"split": "shuffle", "budget": 0.5}, "budget"),
         ({"budget": 0.0}, "budget"),
         ({"grid": 4, "budget": 1.5}, "budget"),
