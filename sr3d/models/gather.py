@@ -32,10 +32,12 @@ class Sight:
     Attributes:
         uv: Pixels divided by image size, 0..1 inside the frame. [B, V, N, 2]
         depth: z-depth, world units. [B, V, N]
-        behind: Relative distance behind the surface of the coarse scene, 0 where there is none. [B, V, N]
+        behind: Relative distance behind the surface of the coarse scene, in units of four occlusion tolerances and
+            clipped to −1..1; 0 outside the frame or where there is no surface. [B, V, N]
         visible: 1 where inside the frame and not hidden, else 0. [B, V, N]
         raw: Weight of each view before it is normalised, 0 outside its frame. [B, V, N]
-        home: 1 for the view whose pixels the point's parent follows, where it is visible there, else 0. [B, V, N]
+        home: 1 for the view whose pixels the point's parent follows, where the point is inside its frame (hidden or
+            not), else 0. [B, V, N]
     """
 
     uv: Float[Tensor, "b v n 2"]

@@ -64,8 +64,8 @@ class Geometry(nn.Module):
             surface: z-depth of the coarse scene at the centres of the grid's pixels, 0 where it has none.
 
         Returns:
-            Mean correlation at each of 2·hypotheses + 1 depths, nearest first, and the share of the other views that
-            see the surface; and the distance between depths, as a share of `reach`.
+            Mean correlation at each of 2·hypotheses + 1 depths, nearest first; the share of the other views whose frame
+            the surface lies in (hidden or not); and the distance between depths, as a share of `reach`.
         """
         b, v = surface.shape[:2]
         maps = nn.functional.pixel_unshuffle(pixels.flatten(0, 1), self.cell)
