@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from sr3d.models.head import HeadConfig, OffsetHead
 from sr3d.models.inputs import COARSE_CHANNELS, SHOWN_CHANNELS, Views, cells, exact, padded, prepare, with_lod
 from sr3d.models.points import PointsConfig, PointTransformer
 from sr3d.models.prediction import Prediction
+from sr3d.models.ranges import check_ranges
 from sr3d.models.recurrence import RecurrenceConfig, low_resolution_error
 from sr3d.models.refinement import Refinement, RefinementConfig
 from sr3d.models.scaffold import Children, ScaffoldConfig, join, split_all, split_some, upper_bands
@@ -74,6 +75,7 @@ class SuperResolverConfig:
     recurrence: RecurrenceConfig | None = None
 
     def __post_init__(self) -> None:
+        check_ranges(asdict(self))
         for f in (self.factor, *self.factors):
             if f < 2 or f & (f - 1):
                 raise Sr3dError("model.network", "factor", f, "2, 4, 8 or another power of 2")

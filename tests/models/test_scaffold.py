@@ -157,6 +157,10 @@ def test_parents_need_level_of_detail() -> None:
         ({"k": 3}, "k: found 3; expected 2, 4 or 6"),
         ({"split": "shuffle", "budget": 0.5}, "budget"),
         ({"budget": 0.0}, "budget"),
+        ({"beta": -0.5}, "beta"),
+        ({"shrink": 0.0}, "scaffold: shrink"),
+        ({"flat_shrink": -1.0}, "flat_shrink"),
+        ({"max_stretch": 0.0}, "max_stretch"),
         ({"grid": 4, "budget": 1.5}, "budget"),
     ],
 )
