@@ -24,6 +24,7 @@ from torch import Tensor
 from sr3d.errors import Sr3dError
 from sr3d.io.atomic import atomic
 from sr3d.models.config import config_from_dict
+from sr3d.models.encoder import PLACES
 from sr3d.models.registry import list_models
 from sr3d.models.resolver import SuperResolver, SuperResolverConfig
 
@@ -40,9 +41,8 @@ _DAMAGE = (
 )  # fmt: skip
 # What modules raise while they are built from sizes that do not go together.
 _IMPOSSIBLE = (AssertionError, ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AttributeError)
-# Options of timm that would read another file.
-_PLACES = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-_REPEATED = ("depth", "blocks", "convolutions")
+# Settings whose modules are as many as they say.
+_REPEATED = ("depth", "depths", "blocks", "convolutions")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 _FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json")
 
@@ -137,8 +137,9 @@ def _rebuild(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> Su
     _check_stored(built, file)
     for key, value in _leaves(asdict(built)).items():
         # Millions of blocks, none of them stored, would take for ever to build.
-        if key.rpartition(".")[2] in _REPEATED and isinstance(value, int) and value > len(state):
-            raise Sr3dError(file, f"config key {key}", value, f"at most {len(state)}, the number of stored weights")
+        for count in value if isinstance(value, list | tuple) else [value]:
+            if key.rpartition(".")[2] in _REPEATED and isinstance(count, int) and count > len(state):
+                raise Sr3dError(file, f"config key {key}", count, f"at most {len(state)}, the number of stored weights")
     try:
         with torch.device("meta"):
             expected = SuperResolver(built).state_dict()
@@ -171,7 +172,7 @@ def _check_stored(config: SuperResolverConfig, file: Path) -> None:
         Sr3dError: Weights of the encoder or the upsampler by name.
     """
     encoder = config.encoder
-    foreign: dict[str, object] = {f"encoder.options.{k}": v for k, v in encoder.options.items() if k in _PLACES}
+    foreign: dict[str, object] = {f"encoder.options.{k}": v for k, v in encoder.options.items() if k in PLACES}
     if encoder.pretrained:
         foreign["encoder.pretrained"] = True
     if re.search(r"[:/\\]", encoder.name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
@@ -18,6 +19,8 @@ from sr3d.cameras import Cameras
 from sr3d.errors import Sr3dError
 
 RAY_CHANNELS = 6
+# Options of timm that read another file.
+PLACES = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 _KEY = "model.network.encoder"
 _PLAIN = "vit_*, deit*_patch*, eva*_patch*"
 
@@ -31,19 +34,23 @@ class EncoderConfig:
         pretrained: Start from timm's weights (downloads them); rays then weigh nothing in the first layer at first.
         frozen: Train only the first layer, which has to learn what rays are.
         options: Passed to `timm.create_model`; shrinks a model for CPUs, e.g. {embed_dim: 96, depth: 2, num_heads: 3}.
+        mean: Of the three channels of an image, subtracted; None: as timm says for this model.
+        std: Divisors of the channels after that, likewise.
     """
 
     name: str = "vit_tiny_patch16_224"
     pretrained: bool = False
     frozen: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
 
 class Encoder(nn.Module):
     """Images and Plücker rays to tokens, one grid of tokens for each view.
 
     Attributes:
-        config: What rebuilds this module around stored weights: `pretrained` is off.
+        config: What rebuilds this module around stored weights: nothing in it names another file.
         width: Channels of a token.
         patch: Pixels along the side of a token.
     """
@@ -58,14 +65,17 @@ class Encoder(nn.Module):
             Sr3dError: No such model, no vision transformer, bad options, or weights that cannot be loaded.
         """
         super().__init__()
-        self.config = replace(config, pretrained=False)
         self.vit = _create(config)
+        self.config = _alone(config, self.vit)
         if config.pretrained:
             _add_channels(self.vit, RAY_CHANNELS)
         self.width: int = self.vit.embed_dim
         self.patch: int = self.vit.patch_embed.patch_size[0]
         for name in ("mean", "std"):
-            values = torch.tensor(self.vit.pretrained_cfg[name], dtype=torch.float32)[:, None, None]
+            own = getattr(config, name)
+            if own is not None and len(own) != 3:
+                raise Sr3dError("config", f"{_KEY}.{name}", own, "three numbers, or null")
+            values = torch.tensor(own or self.vit.pretrained_cfg[name], dtype=torch.float32)[:, None, None]
             self.register_buffer(name, values, persistent=False)
         if config.frozen:
             self.vit.requires_grad_(False)
@@ -124,6 +134,23 @@ def _create(config: EncoderConfig) -> VisionTransformer | Eva:
     if not isinstance(vit, (VisionTransformer, Eva)) or not isinstance(vit.patch_embed, PatchEmbed):
         raise Sr3dError("config", f"{_KEY}.name", config.name, f"a plain vision transformer of timm: {_PLAIN}")
     return vit
+
+
+def _alone(config: EncoderConfig, vit: VisionTransformer | Eva) -> EncoderConfig:
+    """What builds the same transformer from timm alone: the settings that it had from elsewhere become its own."""
+    if not config.options.keys() & set(PLACES) and not re.search(r"[:/\\]", config.name):
+        return replace(config, pretrained=False)
+    found, fixed = vit.pretrained_cfg, ("in_chans", "num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad")
+    options = {k: v for k, v in vit._model_args.items() if k not in (*PLACES, *fixed)}
+    options["img_size"] = list(vit.patch_embed.img_size)
+    return replace(
+        config,
+        name=found["architecture"],
+        pretrained=False,
+        options=options,
+        mean=config.mean or list(found["mean"]),
+        std=config.std or list(found["std"]),
+    )
 
 
 def _add_channels(vit: VisionTransformer | Eva, channels: int) -> None:

@@ -111,6 +111,10 @@ DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
     (lambda p: rewrite(p, lambda c: c["encoder"]["options"].update(num_heads=5)), r"encoder.*num_heads"),
     (lambda p: rewrite(p, lambda c: c["encoder"]["options"].update(depth=10**9)), r"options\.depth: found 1000000000"),
     (lambda p: rewrite(p, lambda c: c["decoder"].update(convolutions=10**9)), r"convolutions: found 1000000000"),
+    (
+        lambda p: rewrite(p, lambda c: c["upsampler"].update(method="swin2sr", options={"depths": [1, 10**9]})),
+        r"upsampler\.options\.depths: found 1000000000; expected at most \d+, the number of stored",
+    ),
     (lambda p: rewrite(p, lambda c: c.update(factor=3)), r"safetensors: config key factor: found 3"),
     (lambda p: rewrite(p, lambda c: c["scaffold"].update(grid=0)), r"config key scaffold\.grid: found 0"),
     (lambda p: rewrite(p, lambda c: c["encoder"].update(name="hf-hub:some/where")), r"encoder\.name.*it is stored"),

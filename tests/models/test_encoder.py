@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_networks import tiny_config
 
-from sr3d import Sr3dError
+from sr3d import Sr3dError, SuperResolver
 from sr3d.models.encoder import Encoder, EncoderConfig
 
 SHRUNK = {
@@ -110,6 +114,37 @@ def test_pretrained_weights_keep_their_meaning(name: str, tmp_path: Path) -> Non
     assert torch.equal(rebuilt(images, rays), model.eval()(images, rays))
 
 
+@pytest.mark.parametrize("source", ["overlay", "checkpoint", "folder"])
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_networks_with_settings_from_elsewhere_are_stored_alone(source: str, pretrained: bool, tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(3)
+    name, elsewhere = "vit_tiny_patch16_224", tmp_path / "elsewhere"
+    original = timm.create_model(name, num_classes=0, img_size=64, **SHRUNK[name])
+    elsewhere.mkdir()
+    save_file(original.state_dict(), elsewhere / "model.safetensors")
+    about = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "input_size": [3, 64, 64], "fixed_input_size": True}
+    content = {"architecture": name, "pretrained_cfg": about | {"num_classes": 0}, "model_args": SHRUNK[name]}
+    (elsewhere / "config.json").write_text(json.dumps(content))
+    file = str(elsewhere / "model.safetensors")
+    options: dict[str, Any] = SHRUNK[name] | {"pretrained_cfg_overlay": about | {"file": file}}
+    if source == "folder":
+        name, options = f"local-dir:{elsewhere}", {}
+    if source == "checkpoint":
+        weights = timm.create_model(name, num_classes=0, img_size=64, in_chans=3 if pretrained else 9, **SHRUNK[name])
+        save_file(weights.state_dict(), file)
+        options["checkpoint_path"] = file
+    config = EncoderConfig(name=name, pretrained=pretrained, options=options)
+    network = SuperResolver(replace(tiny_config(), encoder=config, refinement=None)).eval()
+    network.save_pretrained(tmp_path / "network")
+    shutil.rmtree(elsewhere)
+    again = SuperResolver.from_pretrained(tmp_path / "network")
+    assert again.config == network.config and again.encoder.config.name == "vit_tiny_patch16_224"
+    assert torch.equal(again.encoder(*views(32, 48)), network.encoder(*views(32, 48)))
+    assert again.encoder.std.flatten().tolist() == pytest.approx(about["std"])
+
+
 def test_frozen_trains_the_first_layer_alone() -> None:
     model = encoder(frozen=True, options=SHRUNK["vit_tiny_patch16_224"] | {"drop_path_rate": 0.5}).train()
     images, rays = views(32, 32)
@@ -127,6 +162,7 @@ def test_frozen_trains_the_first_layer_alone() -> None:
         ({"name": "swin_tiny_patch4_window7_224"}, "name: found swin_tiny.*; expected a plain vision transformer"),
         ({"name": "vit_small_r26_s32_224"}, "name: found vit_small_r26_s32_224; expected a plain vision transformer"),
         ({"options": {"patch_drop_rate": 0.5}}, r"options\.patch_drop_rate: found 0\.5"),
+        ({"mean": [0.5]}, r"mean: found \[0\.5\]; expected three numbers"),
         ({"options": {"embed_dims": 24}}, "options: found .*embed_dims"),
         ({"options": {"embed_dim": 25, "num_heads": 2}}, "options: found .*25"),
         (
