@@ -29,6 +29,7 @@ from sr3d.lod import Lod
 from sr3d.models.inputs import Views
 from sr3d.models.registry import list_models, model_config
 from sr3d.models.resolver import SuperResolver, SuperResolverConfig
+from sr3d.models.upsampler import described
 
 Precision = Literal["fp32", "bf16"]
 
@@ -348,7 +349,9 @@ def _parameters(config: SuperResolverConfig) -> int:
 
 def _unloaded(config: SuperResolverConfig) -> SuperResolverConfig:
     """The same network without weights to download or read; their sizes are the same."""
-    return replace(config, encoder=replace(config.encoder, pretrained=False))
+    options = {k: v for k, v in config.encoder.options.items() if k != "checkpoint_path"}
+    encoder = replace(config.encoder, pretrained=False, options=options)
+    return replace(config, encoder=encoder, upsampler=described(config.upsampler))
 
 
 def _gigabytes(count: int) -> str:

@@ -109,13 +109,38 @@ class Upsampler(nn.Module):
             return self.swin2sr(padded).reconstruction[..., : h * own, : w * own].clamp(0, 1)
 
 
+def described(config: UpsamplerConfig) -> UpsamplerConfig:
+    """The same network without weights to download or read: only what describes it is.
+
+    Raises:
+        Sr3dError: No such Swin2SR.
+    """
+    if not config.name:
+        return config
+    from transformers import Swin2SRConfig
+
+    try:
+        found = Swin2SRConfig.from_pretrained(config.name)
+    except (OSError, ValueError) as error:
+        reason = f"{config.name} ({str(error).splitlines()[0]})"
+        raise Sr3dError("config", f"{_KEY}.name", reason, "a Swin2SR network") from None
+    return replace(config, name="", options={option: getattr(found, option) for option in _options()})
+
+
+def _options() -> list[str]:
+    """Names of what describes a Swin2SR."""
+    from transformers import Swin2SRConfig
+
+    return sorted(Swin2SRConfig.__annotations__.keys() - {"model_type"})
+
+
 def _swin2sr(config: UpsamplerConfig) -> tuple[Any, dict[str, Any]]:
     """Network and the options that describe it."""
     # Only this method needs transformers, whose import takes seconds.
     from huggingface_hub.errors import StrictDataclassError
     from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
-    known = sorted(Swin2SRConfig.__annotations__.keys() - {"model_type"})
+    known = _options()
     key = f"{_KEY}.{'name' if config.name else 'options'}"
     for option in config.options:
         if option not in known:
