@@ -172,7 +172,8 @@ def test_recipes_of_the_headers_train_on_equally_many_samples(path: Path, kind: 
     kept = {k: data.get(k) for k in ("train_shards", "val_shards", "factor", "val_factors", "global_batch_size")}
     size, stages = data["image_size"], (data.get("curriculum") or {"stages": []})["stages"]
     views = ViewConfig(**{k: float(v) if k in ("low", "high") else v for k, v in data["views"].items()})
-    curriculum = CurriculumConfig(stages=[StageConfig(**stage) for stage in stages])
+    pairs = [{k: tuple(v) if k == "views" and isinstance(v, list) else v for k, v in stage.items()} for stage in stages]
+    curriculum = CurriculumConfig(stages=[StageConfig(**stage) for stage in pairs])
     module = ClipDataModule(**kept, image_size=size and tuple(size), views=views, curriculum=curriculum)
     parts, limit = trainer["devices"] * trainer["accumulate_grad_batches"], changed["model"].get("max_gaussians")
     check_stages(module, config_from_dict(values["model"]["network"]).scaffold, limit, parts, trainer["max_steps"])
