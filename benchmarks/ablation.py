@@ -96,10 +96,8 @@ def train(name: str, config: str, folder: Path, steps: int, *extra: str) -> tupl
     files = [ROOT / "configs" / "ablation" / f"{c}.yaml" for c in ("base", config)]
     command = [sys.executable, ROOT / "train.py", "fit", "--config", files[0], "--config", files[1], "--resume", "true"]
     command += [f"--trainer.max_steps={steps}", f"--model.warmup_steps={min(50, steps // 2)}"]
-    command += [
-        f"--data.train_shards={folder / 'shards' / 'train'}",
-        f"--data.val_shards={folder / 'shards/validation'}",
-    ]
+    shards = folder / "shards"
+    command += [f"--data.train_shards={shards / 'train'}", f"--data.val_shards={shards / 'validation'}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     start = time.perf_counter()
     done = False
@@ -237,15 +235,19 @@ def overfit(folder: Path, sizes: Sizes) -> dict[str, object]:
         folder / "shards" / "other", scenes=1, views=4, size=sizes.size, seed=2, split="validation", workers=1
     )
     name = f"overfit-{sizes.overfit}"
-    options = [f"--data.train_shards={shards}", f"--data.val_shards={folder / 'shards' / 'other'}"]
-    options += [
-        "--data.views.target=2",
-        "--data.val_views.target=2",
-        "--model.sources=[depth]",
-        "--model.learning_rate=0.003",
-    ]
-    options += ["--model.network.scaffold.budget=null", "--model.network.head.color_bound=0.5"]
-    options += ["--model.network.points=null", "--model.loss.texture=0.2", "--model.loss.context=0.0"]
+    views = {"by": "span", "context": 2, "target": 2}
+    changes = {
+        "model": {
+            "sources": ["depth"],
+            "learning_rate": 0.003,
+            "loss": {"texture": 0.2, "context": 0.0},
+            "network": {"scaffold": {"budget": None}, "head": {"color_bound": 0.5}, "points": None},
+        },
+        "data": {"train_shards": str(shards), "val_shards": str(shards.parent / "other"), "views": views},
+    }
+    config = folder / f"{name}.yaml"
+    config.write_text(json.dumps(changes))  # JSON is YAML
+    options = ["--config", str(config)]
     checkpoint, seconds = train(name, RUNGS["+ geometry branch"], folder, sizes.overfit, *options)
     network = SuperResolver.from_pretrained(checkpoint)
     batches = ClipBatches(shards, BatchConfig(factor=4, views=ViewConfig(target=2)), shuffle=False)

@@ -38,8 +38,8 @@ class Tracer(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def data(shards: Path) -> ClipDataModule:
-    """Seven shards, three workers per process."""
+def data(shards: Path, workers: int) -> ClipDataModule:
+    """Seven shards."""
     views = ViewConfig(context=1, target=1)
     return ClipDataModule(
         str(shards),
@@ -48,13 +48,16 @@ def data(shards: Path) -> ClipDataModule:
         views=views,
         image_size=(W, H),
         global_batch_size=2 * BATCH,
-        workers=3,
+        workers=workers,
         seed=SEED,
     )
 
 
-def main(shards: Path, folder: Path, limit: str, amount: int) -> None:
-    """Train until `amount` of `limit` ("max_steps" or "max_epochs"), going on from a checkpoint if there is one."""
+def main(shards: Path, folder: Path, limit: str, amount: int, workers: int) -> None:
+    """Train until `amount` of `limit` ("max_steps" or "max_epochs"), going on from a checkpoint if there is one.
+
+    Each process has `workers` worker processes.
+    """
     last = folder / "last.ckpt"
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -68,10 +71,10 @@ def main(shards: Path, folder: Path, limit: str, amount: int) -> None:
                                    enable_version_counter=False)],
         **{"max_epochs": -1, limit: amount},
     )  # fmt: skip
-    module = data(shards)
+    module = data(shards, workers)
     module.setup = lambda stage: None  # one set of shards serves both sides here
     trainer.fit(Tracer(folder), module, ckpt_path=str(last) if last.exists() else None)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))

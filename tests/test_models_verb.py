@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from sr3d.cli import main
@@ -8,7 +10,9 @@ from sr3d.models.estimate import estimate
 
 
 def test_sizes_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    light = partial(model_config, points=None, geometry=None)  # of the size only the parts that are quickly estimated
     monkeypatch.setattr("sr3d.models.estimate.list_models", lambda: ["tiny"])
+    monkeypatch.setattr("sr3d.models.estimate.model_config", light)
     monkeypatch.setenv("COLUMNS", "120")
     assert (
         main(
@@ -35,7 +39,7 @@ def test_sizes_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert "2 x 3 views of 10x8 to 2x, bf16, checkpointing" in shown
     (row,) = [line for line in shown.splitlines() if "tiny" in line]
-    found = estimate(model_config("tiny", factor=2), 10, 8, 3, 2, precision="bf16", checkpointing=True)
+    found = estimate(light("tiny", factor=2), 10, 8, 3, 2, precision="bf16", checkpointing=True)
     assert found.gaussians == 2 * 3 * 10 * 8 * 4 // 2
     for value in (
         f"{found.gaussians:,}",

@@ -60,6 +60,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     small_capture(tmp_path / "photos", enlarge=8)
     small_config(tmp_path / "configs" / "demo.yaml")
     small_checkpoint(tmp_path / "outputs" / "demo" / "training" / "predictor.ckpt")
+    # Estimates of the large networks take half a minute.
+    monkeypatch.setattr("sr3d.models.estimate.list_models", lambda: ["tiny"])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

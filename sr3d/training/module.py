@@ -123,11 +123,11 @@ class SuperResolverModule(lightning.LightningModule):
         self.ema_decay, self.compiled, self.max_gaussians, self.seed = ema_decay, compile, max_gaussians, seed
         self.ema: Ema | None = None
         self.step: StepRecord | None = None
-        self.scores = Scores()
+        self.scores, self._loaded_updates = Scores(), 0
         self._guard, self._watch, self._pending = Guard(max_skipped), Stopwatch(), PendingStep()
         self._random: dict[str, Tensor] | None = None
         self._loaded_ema: dict[str, Tensor] | None = None
-        self._loaded_updates = 0
+        self.strict_loading = False  # checkpoints have no teachers; `load_state_dict` is strict about the network
 
     @property
     def timing(self) -> bool:
@@ -312,9 +312,9 @@ class SuperResolverModule(lightning.LightningModule):
         return {k: v for k, v in state.items() if k.startswith(PREFIX)}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Weights of the network, by the names of `state_dict`."""
+        """Weights of the network, by the names of `state_dict`: all of them, whatever `strict` says."""
         own = {k.removeprefix(PREFIX): v for k, v in state_dict.items() if k.startswith(PREFIX)}
-        return self.network.load_state_dict(own, strict=strict, assign=assign)
+        return self.network.load_state_dict(own, assign=assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What the file needs to rebuild the network alone, and to go on exactly where the run was."""

@@ -62,8 +62,8 @@ def step(network: SuperResolver, batch: int, precision: str) -> tuple[int, int]:
     ("name", "batch", "overrides", "precision", "checkpointing"),
     [
         ("tiny", 2, {}, "fp32", False),
-        ("tiny", 1, {"scaffold": {"budget": None}, "recurrence": {"steps": 1}}, "fp32", True),
-        ("tiny", 1, {"semantics": {}, "scaffold": {"split": "shuffle", "budget": None}}, "bf16", False),
+        ("tiny", 1, {"scaffold": {"budget": None}, "recurrence": {"steps": 1}, "geometry": None}, "fp32", True),
+        ("tiny", 1, {"semantics": {}, "scaffold": {"split": "shuffle", "budget": None}, "points": None}, "bf16", False),
         ("small", 1, {}, "fp32", False),
     ],
 )

@@ -1,4 +1,4 @@
-"""Two processes over seven shards with three workers each, killed in mid-epoch and resumed."""
+"""Two processes over seven shards with workers of their own, killed in mid-epoch and resumed."""
 
 from __future__ import annotations
 
@@ -55,19 +55,21 @@ def _trace(folder: Path) -> Iterator[tuple[int, int, str, float]]:
             yield rank, int(step), name, float(total)
 
 
-def _start(shards: Path, folder: Path, limit: str, amount: int) -> subprocess.Popen[bytes]:
+def _start(shards: Path, folder: Path, *options: str | int) -> subprocess.Popen[bytes]:
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(tests), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, tests / "resume_run.py", shards, folder, limit, str(amount)]
+    command = [sys.executable, tests / "resume_run.py", shards, folder, *map(str, options)]
     return subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("limit", "amount", "kill_at"), [("max_steps", 2 * PER_EPOCH, 6), ("max_epochs", 2, 15)])
+@pytest.mark.parametrize(
+    ("limit", "amount", "workers", "kill_at"), [("max_steps", 2 * PER_EPOCH, 3, 6), ("max_epochs", 2, 1, 15)]
+)
 def test_a_killed_run_goes_on_with_the_samples_it_would_have_seen(
-    shards: Path, tmp_path: Path, limit: str, amount: int, kill_at: int
+    shards: Path, tmp_path: Path, limit: str, amount: int, workers: int, kill_at: int
 ) -> None:
-    run = _start(shards, tmp_path, limit, amount)
+    run = _start(shards, tmp_path, limit, amount, workers)
     deadline = time.monotonic() + 120
     while max((step for _, step, _, _ in _trace(tmp_path)), default=0) < kill_at and time.monotonic() < deadline:
         assert run.poll() is None, run.communicate()[1].decode()[-2000:]
@@ -79,7 +81,7 @@ def test_a_killed_run_goes_on_with_the_samples_it_would_have_seen(
     assert kill_at <= reached < 2 * PER_EPOCH - 1, "killed too late"
     for path in tmp_path.glob("trace-*.txt"):
         path.unlink()
-    again = _start(shards, tmp_path, limit, amount)
+    again = _start(shards, tmp_path, limit, amount, workers)
     _, errors = again.communicate(timeout=180)
     assert again.returncode == 0, errors.decode()[-2000:]
     after = list(_trace(tmp_path))
