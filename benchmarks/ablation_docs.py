@@ -40,13 +40,13 @@ def ladder_table(found: dict) -> str:
         lines += [f"\n{found['places']} places, {words}:\n"]
         lines += [
             "| | psnr_covered | − coarse | − upsampled | psnr | − upsampled | ssim "
-            "| true colours | true geometry | Gaussians / upsampled | parameters | steps | minutes |"
+            "| true colours | true geometry | Gaussians / upsampled | parameters | steps |"
         ]
-        lines += ["|---|" + "---|" * 12]
+        lines += ["|---|" + "---|" * 11]
         for r in found["rows"]:
             if r["source"] != source:
                 continue
-            trained = f"{r['parameters'] / 1e6:.2f} M | {r['steps']} | {r['minutes']:.0f}" if "steps" in r else "| | "
+            trained = f"{r['parameters'] / 1e6:.2f} M | {r['steps']}" if "steps" in r else "| "
             lines.append(
                 f"| {r['name']} | {r['psnr_covered']:.2f} | {r['gain_coarse']:+.2f} | {r['gain']:+.2f} "
                 f"| {r['psnr']:.2f} "
@@ -107,7 +107,8 @@ def plot_ladder(rows: list[dict], path: Path) -> None:
         axis.set_title("depth by stereo" if source == "sweep" else "given depth")
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("PSNR on covered pixels, dB")
-    axes[0].legend(["sr3d", "true colours on its geometry", "its colours on true geometry"], fontsize=8)
+    labels = ["as it is", "true colours on its geometry", "its colours on true geometry"]
+    figure.legend(axes[0].containers, labels, loc="outside upper center", ncols=3, fontsize=9)
     figure.savefig(path, dpi=110)
 
 

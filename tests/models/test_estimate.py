@@ -62,8 +62,20 @@ def step(network: SuperResolver, batch: int, precision: str) -> tuple[int, int]:
     ("name", "batch", "overrides", "precision", "checkpointing"),
     [
         ("tiny", 2, {}, "fp32", False),
-        ("tiny", 1, {"scaffold": {"budget": None}, "recurrence": {"steps": 1}, "geometry": None}, "fp32", True),
-        ("tiny", 1, {"semantics": {}, "scaffold": {"split": "shuffle", "budget": None}, "points": None}, "bf16", False),
+        (
+            "tiny",
+            1,
+            {"scaffold": {"budget": None}, "recurrence": {"steps": 1}, "geometry": None, "points": None},
+            "fp32",
+            True,
+        ),
+        (
+            "tiny",
+            1,
+            {"semantics": {}, "scaffold": {"split": "shuffle", "budget": None}, "points": None, "geometry": None},
+            "bf16",
+            False,
+        ),
         ("small", 1, {}, "fp32", False),
     ],
 )
@@ -105,9 +117,9 @@ import resource
 from sr3d.models import model_config
 from sr3d.models.estimate import estimate
 
-estimate(model_config("tiny"), 8, 8, 1, training=False)
+estimate(model_config("tiny", points=None, geometry=None), 8, 8, 1, training=False)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = estimate(model_config("base"), 64, 64, 2, 4, training=False)
+found = estimate(model_config("base", points=None, geometry=None), 96, 96, 2, 8, training=False)
 print(found.inference_bytes, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
@@ -124,8 +136,9 @@ def test_estimates_read_no_weights(tmp_path: Path) -> None:
     Swin2SRConfig(**options).save_pretrained(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
     encoder = {"options": {"embed_dim": 32, "depth": 1, "num_heads": 4, "checkpoint_path": str(tmp_path / "none.pt")}}
+    few = {"encoder": encoder, "points": None, "geometry": None}
     by_name, alone = (
-        model_config("tiny", encoder=encoder, upsampler={"method": "swin2sr", **how})
+        model_config("tiny", **few, upsampler={"method": "swin2sr", **how})
         for how in ({"name": str(tmp_path)}, {"options": options})
     )
     assert estimate(by_name, 8, 8, 1, training=False) == estimate(alone, 8, 8, 1, training=False)

@@ -87,9 +87,15 @@ def test_the_budget_holds_at_every_factor(factor: int, budget: float) -> None:
     coarse, images, cameras = sloped_scene(1, 1)
     found = SuperResolver(config).scaffold(coarse, images, cameras)
     most = most_gaussians(config.scaffold, len(coarse), factor)
-    assert len(coarse) <= len(found) <= most <= estimate(config, SIZE, SIZE, 1, training=False).gaussians
+    assert len(coarse) <= len(found) <= most
     # What the budget leaves is used: less is left over than one more split would take.
     assert most - len(found) < factor**2
+
+
+def test_estimates_count_as_many_as_the_budget_leaves() -> None:
+    config = model_config("tiny", factor=2, scaffold={"budget": 0.5}, points=None, geometry=None)
+    most = most_gaussians(config.scaffold, SIZE**2, 2)
+    assert estimate(config, SIZE, SIZE, 1, training=False).gaussians == most == 2 * SIZE**2
 
 
 def test_overrides_change_what_they_name() -> None:
