@@ -46,18 +46,13 @@ def drop(place: float, count: int) -> Change:
     return lambda data: data[: _at(data, place)] + data[_at(data, place) + count :]
 
 
-def real(place: float, value: float, layout: str) -> Change:
+def number(place: float, value: float, layout: str) -> Change:
+    """Another number at a multiple of its size."""
+    size = struct.calcsize(layout)
+
     def change(data: bytes) -> bytes:
-        at = _at(data, place, 4, 4)
-        return data[:at] + struct.pack(layout, value) + data[at + 4 :]
-
-    return change
-
-
-def whole(place: float, value: int) -> Change:
-    def change(data: bytes) -> bytes:
-        at = _at(data, place, 8, 8)
-        return data[:at] + struct.pack("<q", value) + data[at + 8 :]
+        at = _at(data, place, size, size)
+        return data[:at] + struct.pack(layout, value) + data[at + size :]
 
     return change
 
@@ -115,8 +110,8 @@ text = st.one_of(
 )
 values = st.one_of(
     st.builds(flip, places, st.integers(0, 7)),
-    st.builds(real, places, st.sampled_from(SPECIAL), st.just("<f")),
-    st.builds(whole, places, st.sampled_from(WHOLE)),
+    st.builds(number, places, st.sampled_from(SPECIAL), st.just("<f")),
+    st.builds(number, places, st.sampled_from(WHOLE), st.just("<q")),
 )
 
 

@@ -239,7 +239,9 @@ def _run(config: SuperResolverConfig, load: Load, training: bool, precision: Pre
         with Meter(network.parameters()) as meter:
             cameras = Cameras(world_to_cam=torch.ones(b, v, 4, 4), K=torch.ones(b, v, 3, 3), width=width, height=height)
             images = torch.ones(b, v, height, width, 3)
-            found = network.predict(_coarse(b, load.parents(config)), images, cameras, factor=load.factor)
+            offered = config.refinement.coarse_width if config.refinement else 0
+            tokens = {"coarse_tokens": torch.ones(b, v, offered, 1, 1)} if offered else {}
+            found = network.predict(_coarse(b, load.parents(config)), images, cameras, factor=load.factor, **tokens)
             flops = meter.flops
             if training:
                 g = found.gaussians
@@ -271,9 +273,9 @@ def size_table(load: Load, precision: Precision = "fp32", checkpointing: bool = 
             model_config(name, factor=load.factor), load.width, load.height, load.views, load.batch,
             precision=precision, checkpointing=checkpointing, targets=load.targets,
         )  # fmt: skip
-        memory = (found.weight_bytes, found.inference_bytes, found.training_bytes)
         numbers = (f"{found.parameters / 1e6:.1f} M", f"{found.gaussians:,}", f"{found.flops / 1e9:,.0f}")
-        table.add_row(name, *numbers, *(_gigabytes(m) for m in memory))
+        memory = (found.weight_bytes, found.inference_bytes, found.training_bytes)
+        table.add_row(name, *numbers, *map(_gigabytes, memory))
     return table
 
 
@@ -303,19 +305,16 @@ def out_of_memory(
     if batch > 1:
         offer(f"batch {batch // 2} instead of {batch}", batch=batch // 2)
     if views > 1:
-        fewer = max(1, views // 2)
-        offer(f"{fewer} view{'s' * (fewer > 1)} instead of {views}", views=fewer)
+        offer(f"{views // 2} view{'s' * (views > 3)} instead of {views}", views=views // 2)
     if min(width, height) > 1:
         offer(f"views of half the size ({width // 2}x{height // 2})", width=width // 2, height=height // 2)
     if training and not checkpointing:
         knobs.append(("checkpointing", needed(config, load, precision, True)))
     if precision != "bf16":
         knobs.append(("bf16 precision", needed(config, load, "bf16", checkpointing)))
-    fewer_children = _fewer_children(config)
-    if fewer_children is not None:
+    if (fewer_children := _fewer_children(config)) is not None:
         offer(f"fewer children (scaffold.budget {fewer_children.scaffold.budget:g})", fewer_children)
-    smaller = _smaller(config, load)
-    if smaller is not None:
+    if (smaller := _smaller(config, load)) is not None:
         offer(f"the size {smaller!r}", model_config(smaller))
     lower = [f"{words}: {_gigabytes(need)}" for words, need in sorted(knobs, key=lambda k: k[1]) if need < 0.97 * now]
     size = f"{batch} x {views} views of {width}x{height} at {load.factor}x, {precision}"

@@ -65,6 +65,9 @@ def check_module(
         if network is not None and weights.get(name) and getattr(network, part) is None:
             expected = f"0, or a network with model.network.{part}"
             raise Sr3dError("config", f"model.loss.{name}", weights[name], expected)
+    if network is not None and network.refinement is not None and network.refinement.coarse_width:
+        expected = "0: the coarse stages of a training are no networks, and offer no tokens"
+        raise Sr3dError("config", "model.network.refinement.coarse_width", network.refinement.coarse_width, expected)
     if network is not None and network.conditioning is None and condition is not None:
         expected = "null, or a network with model.network.conditioning"
         raise Sr3dError("config", "model.condition", condition.kind, expected)

@@ -48,12 +48,26 @@ def prompt_embedding(network: SuperResolver, prompt: str) -> Float[Tensor, " e"]
     Raises:
         Sr3dError: The network has no conditioning, does not know its CLIP model, or that cannot be had.
     """
-    conditioning = network.config.conditioning
-    if conditioning is None or not conditioning.model:
-        raise Sr3dError(
-            "prompt", "network", "no conditioning on a CLIP model", "a network trained with model.condition"
-        )
-    return TextEncoder(conditioning.model)([prompt])[0]
+    return TextEncoder(clip_of(network, "sr3d", "--prompt", repr(prompt)))([prompt])[0]
+
+
+def clip_of(network: SuperResolver, source: str, field: str, value: str) -> str:
+    """Name of the CLIP model that a network learned on.
+
+    Args:
+        network: With conditioning.
+        source: Of the error, like what follows.
+        field: Asks for the model.
+        value: Of it.
+
+    Raises:
+        Sr3dError: The network has no conditioning, or does not name its CLIP model.
+    """
+    config = network.config.conditioning
+    if config is None or not config.model:
+        found = "a network without conditioning" if config is None else "a network that names no CLIP model"
+        raise Sr3dError(source, field, f"{value}, {found}", "none, or a network trained with model.condition")
+    return config.model
 
 
 class Embedder(Frozen):

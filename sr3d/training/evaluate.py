@@ -12,12 +12,11 @@ from torch import Tensor
 
 from sr3d.coarse import CoarseConfig, DepthSource, coarse_gaussians, upsampled_gaussians
 from sr3d.datasets.batch import Batch
-from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.models import SuperResolver
 from sr3d.models.estimate import out_of_memory_explained
 from sr3d.rendering import Rendering, render
-from sr3d.training.conditions import ConditionConfig, Embedder
+from sr3d.training.conditions import ConditionConfig, Embedder, clip_of
 from sr3d.training.metrics import COVERED_ALPHA, image_metrics
 
 METHODS = ("coarse", "upsampled", "scaffold", "sr3d")
@@ -145,13 +144,7 @@ def embedder_of(network: SuperResolver, kind: Literal["image", "text"]) -> Embed
     Raises:
         Sr3dError: The network has no conditioning, does not name its CLIP model, or that cannot be had.
     """
-    config = network.config.conditioning
-    if config is None or not config.model:
-        found = "a network without conditioning" if config is None else "a network that names no CLIP model"
-        raise Sr3dError(
-            "sr3d eval", "--condition", f"{kind}, {found}", "none, or a network trained with model.condition"
-        )
-    return Embedder(ConditionConfig(kind=kind, name=config.model))
+    return Embedder(ConditionConfig(kind=kind, name=clip_of(network, "sr3d eval", "--condition", kind)))
 
 
 def with_source(config: CoarseConfig, source: DepthSource) -> CoarseConfig:

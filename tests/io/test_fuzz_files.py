@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damage import SPECIAL, Change, examples, places, raw, real, several, text, values
+from damage import SPECIAL, Change, examples, number, places, raw, several, text, values
 from hypothesis import given
 from hypothesis import strategies as st
 from lod_scenes import camera, plane_forest, surfels
@@ -214,7 +214,7 @@ def test_ply(tmp_path, kind):
     (tmp_path / "a.ply").write_bytes(PLYS[kind])
     assert use_ply(tmp_path / "a.ply")
     header, middle, body = PLYS[kind].partition(b"end_header\n")
-    numbers = st.builds(real, places, st.sampled_from(SPECIAL), st.just("<f" if kind == "binary" else ">f"))
+    numbers = st.builds(number, places, st.sampled_from(SPECIAL), st.just("<f" if kind == "binary" else ">f"))
     inside = st.one_of(*raw, numbers) if kind != "text" else text
 
     @examples(500)

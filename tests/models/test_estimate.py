@@ -105,6 +105,15 @@ def test_operations_and_gaussians_are_counted() -> None:
     assert found.training_bytes == 0
 
 
+def test_tokens_of_a_coarse_network_are_counted() -> None:
+    few = {"points": None, "geometry": None}
+    plain, told = (
+        estimate(model_config("tiny", refinement={"heads": 4, "coarse_width": n}, **few), 8, 8, 1, training=False)
+        for n in (0, 5)
+    )
+    assert told.parameters == plain.parameters + 5 * 96 + 96 and told.flops > plain.flops
+
+
 def test_twice_the_batch_is_twice_the_work() -> None:
     one, two = (estimate(model_config("tiny"), 8, 8, 2, batch, training=False) for batch in (1, 2))
     assert (two.gaussians, two.flops) == (2 * one.gaussians, 2 * one.flops)

@@ -61,6 +61,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         ({"model.condition": {"kind": "video"}}, "condition"),
         ({"model.network.conditioning": {"embedding": 12}}, "(model.condition)"),
         ({"model.network.refinement.heads": 5}, "model.network.refinement.heads"),
+        ({"model.network.refinement.coarse_width": 4}, "model.network.refinement.coarse_width"),
         ({"model.network.decoder.heads": 5}, "model.network.decoder.heads"),
         ({"model.network.encoder.options.num_heads": 5}, "model.network.encoder"),
         ({"model.network": "no-such-network"}, "no-such-network"),

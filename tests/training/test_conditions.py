@@ -18,8 +18,8 @@ from sr3d import Sr3dError, SuperResolver
 from sr3d.coarse import CoarseConfig
 from sr3d.datasets.batch import Batch
 from sr3d.models.conditioning import ConditioningConfig
-from sr3d.training.clip_model import ImageEncoder
-from sr3d.training.conditions import ConditionConfig, Embedder
+from sr3d.training.clip_model import ImageEncoder, TextEncoder
+from sr3d.training.conditions import ConditionConfig, Embedder, prompt_embedding
 from sr3d.training.evaluate import draw_methods, embedder_of, evaluate
 from sr3d.training.module import SuperResolverModule
 from sr3d.training.samples import draw_told
@@ -217,6 +217,14 @@ def test_a_trained_network_keeps_its_clip_model(clip: Path, tmp_path: Path) -> N
         assert started(stored, clip).config.conditioning == ConditioningConfig(embedding=12, model=str(clip))
     with pytest.raises(Sr3dError, match=rf"model\.condition\.name: found {tmp_path}; expected {clip}, whose"):
         started(str(clip), tmp_path)
+
+
+def test_a_prompt_is_read_by_the_model_that_the_network_learned_on(clip: Path) -> None:
+    network = told(clip).network
+    embedding = prompt_embedding(network, "chair")
+    torch.testing.assert_close(embedding, TextEncoder(str(clip))(["chair"])[0])
+    with pytest.raises(Sr3dError, match="--prompt: found 'chair', a network without conditioning; expected none, or"):
+        prompt_embedding(SuperResolver(small_network()), "chair")
 
 
 def test_clips_are_told_about_whichever_process_has_them() -> None:
