@@ -99,21 +99,35 @@ def _redundant(
     home: Int[Tensor, "b m"],
     cameras: Cameras,
 ) -> Bool[Tensor, "b m"]:
-    """Whether the owner of a parent's surface is another view that has a parent of its own at that pixel."""
-    b, v = depth.shape[:2]
+    """Whether a parent of another view stands for the same piece of a surface.
+
+    Where depth is noisy, views do not agree on the owner. Parents are taken in the order of their claims: one whose
+    view owns its surface stays; others there are redundant; of the rest those stay over whom no better claim is open.
+    """
+    v, area = depth.shape[1], cameras.width * cameras.height
     cost = torch.log(cameras.footprint(depth.clamp_min(1e-9))) / _SHARP + (uv - 0.5).square().sum(dim=-1)
     at_home = torch.nn.functional.one_hot(home, v).mT.bool()
-    cost = torch.where(shown | at_home, cost, torch.inf)
-    owner = cost.argmin(dim=1)
+    better = shown & ~at_home & (cost < _at_home(cost, home)[:, None])
     column = (uv[..., 0] * cameras.width).long().clamp(0, cameras.width - 1)
     row = (uv[..., 1] * cameras.height).long().clamp(0, cameras.height - 1)
-    pixel = row * cameras.width + column  # [b, v, m]
-    mine = _at_home(pixel, home)
-    place = home * (cameras.width * cameras.height) + mine
-    taken = torch.zeros(b, v * cameras.width * cameras.height, dtype=torch.uint8, device=uv.device)
-    taken.scatter_reduce_(1, place, ((owner == home) & shown.any(dim=1)).to(torch.uint8), "amax")
-    there = owner * (cameras.width * cameras.height) + _at_home(pixel, owner)
-    return (owner != home) & taken.gather(1, there).bool()
+    there = (torch.arange(v, device=uv.device)[:, None] * area + row * cameras.width + column).flatten(1)
+    mine = home * area + _at_home(row * cameras.width + column, home)
+
+    def at_pixel(parents: Bool[Tensor, "b m"]) -> Bool[Tensor, "b v m"]:
+        """Views with such a parent of their own at the pixel where they show a parent."""
+        taken = torch.zeros(len(parents), v * area, dtype=torch.uint8, device=uv.device)
+        taken.scatter_reduce_(1, mine, parents.to(torch.uint8), "amax")
+        return taken.gather(1, there).unflatten(1, (v, -1)).bool()
+
+    undecided = better.any(dim=1)
+    stays = ~undecided & shown.any(dim=1)
+    redundant = torch.zeros_like(undecided)
+    for _ in range(v):
+        redundant |= undecided & (at_pixel(stays) & shown & ~at_home).any(dim=1)
+        undecided &= ~redundant
+        stays |= undecided & ~(at_pixel(undecided) & better).any(dim=1)
+        undecided &= ~stays
+    return redundant
 
 
 def _at_home(values: Tensor, view: Int[Tensor, "b m"]) -> Tensor:

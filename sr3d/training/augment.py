@@ -6,13 +6,15 @@ restraint, and takes photographs and drawings for clean ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sr3d.datasets.batch import Batch
+from sr3d.errors import Sr3dError
 from sr3d.scene import Scene
 
 
@@ -29,6 +31,8 @@ class AugmentConfig:
         tint: Largest change of a single channel's brightness as a power of 2.
         exposure: Largest difference between the brightness of two input views as a power of 2.
         noise: Standard deviation of sensor noise in the input views, colours in 0..1.
+        blur: Largest standard deviation of a Gaussian blur of all views of a clip, high-resolution pixels: photographs
+            are not sharp to the pixel, and places with little detail must not be given any.
     """
 
     depth_noise: float = 0.0
@@ -37,6 +41,13 @@ class AugmentConfig:
     tint: float = 0.0
     exposure: float = 0.0
     noise: float = 0.0
+    blur: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, strength in asdict(self).items():
+            most = 1.0 if name == "depth_edges" else math.inf
+            if not 0 <= strength <= most or math.isinf(strength):
+                raise Sr3dError("model.augmentation", name, strength, "0 to 1" if most == 1 else "0 or more")
 
 
 def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
@@ -51,6 +62,8 @@ def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
     brightness = config.gain * _uniform((scenes, 1, 1, 1, 1), generator)
     color = torch.exp2(brightness + config.tint * _uniform((scenes, 1, 1, 1, 3), generator))
     views = torch.exp2(config.exposure / 2 * _uniform((scenes, batch.context.images.shape[1], 1, 1, 1), generator))
+    if config.blur:
+        batch = _blurred(batch, config.blur * torch.rand(scenes, generator=generator))
     context = _brightened(batch.context, color * views)
     high = _brightened(batch.high, color * views)
     if config.noise:
@@ -74,6 +87,29 @@ def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def _brightened(scene: Scene, factor: Tensor) -> Scene:
     return replace(scene, images=(scene.images * factor.to(scene.images)).clamp(0, 1))
+
+
+def _blurred(batch: Batch, sigmas: Float[Tensor, " b"]) -> Batch:
+    """All views out of focus; inputs lose what their full-resolution views lose, reduced by area."""
+    high, target = _out_of_focus(batch.high, sigmas), _out_of_focus(batch.target, sigmas)
+    factor = high.images.shape[2] // batch.context.images.shape[2]
+    lost = (high.images - batch.high.images).flatten(0, 1).movedim(-1, 1)
+    lost = torch.nn.functional.avg_pool2d(lost, factor).movedim(1, -1).unflatten(0, high.images.shape[:2])
+    context = replace(batch.context, images=(batch.context.images + lost).clamp(0, 1))
+    return replace(batch, context=context, high=high, target=target)
+
+
+def _out_of_focus(scene: Scene, sigmas: Float[Tensor, " b"]) -> Scene:
+    b, v = scene.images.shape[:2]
+    radius = math.ceil(3 * float(sigmas.max()))
+    steps = torch.arange(-radius, radius + 1) / sigmas[:, None].clamp_min(1e-3)
+    kernel = torch.softmax(-steps.square() / 2, dim=1).to(scene.images)[:, None, None]  # [B, 1, 1, 2·radius + 1]
+    # One group of channels per clip: each has its own width.
+    images = scene.images.permute(1, 4, 0, 2, 3).flatten(0, 1)
+    images = torch.nn.functional.pad(images, (radius,) * 4, mode="replicate")
+    for weights in (kernel, kernel.mT):
+        images = torch.nn.functional.conv2d(images, weights, groups=b)
+    return replace(scene, images=images.unflatten(0, (v, 3)).permute(2, 0, 3, 4, 1).contiguous())
 
 
 def _misaligned(depths: Float[Tensor, "b v h w"], shifts: list[int]) -> Float[Tensor, "b v h w"]:

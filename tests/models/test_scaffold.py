@@ -201,6 +201,28 @@ def test_the_plan_drops_what_another_view_shows_and_splits_where_there_is_detail
     assert ((row < 5) & (column < 7)).all()
 
 
+def test_many_views_with_noisy_depth_keep_one_parent_for_a_place() -> None:
+    views = 8
+    coarse, images, cameras = sloped_scene(1, views)
+    home = home_views(coarse, cameras)
+    _, depth = cameras.project(coarse.means)
+    surface = torch.stack([depth[0, i].reshape(views, SIZE, SIZE)[i] for i in range(views)])[None]
+    centers = cameras.positions[:, home[0]]
+    noise = 1 + 0.01 * torch.randn(1, len(coarse), 1, generator=torch.Generator().manual_seed(0))
+    noisy = replace(coarse, means=centers + (coarse.means - centers) * noise)
+    plan = plan_split(noisy, home, cameras, images.movedim(-1, 2), surface, 4 * len(coarse), 2, 1)
+    kept = torch.cat([plan.fine, plan.flat], dim=1)[0]
+    # The cameras walk on: all of them together see 1.4 times as much as one.
+    assert SIZE**2 < len(kept) < 1.7 * SIZE**2
+    pixels, _ = cameras.project(noisy.means)
+    for view in range(views):
+        inside = ((pixels[0, view, kept] > 0) & (pixels[0, view, kept] < SIZE)).all(dim=-1)
+        columns, rows = pixels[0, view, kept][inside].long().T
+        shown = torch.zeros(SIZE, SIZE)
+        shown[rows, columns] = 1
+        assert torch.nn.functional.max_pool2d(shown[None], 3, stride=1, padding=1).all(), f"a hole in view {view}"
+
+
 def test_the_plan_keeps_to_the_budget_and_pads_scenes_that_need_less() -> None:
     coarse, images, cameras = sloped_scene(2, 2)
     coarse.opacities[1, : SIZE * SIZE] = 0

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import pytest
 import torch
 
-from sr3d import Cameras, Scene
+from sr3d import Cameras, Scene, Sr3dError
 from sr3d.datasets.batch import Batch
 from sr3d.training.augment import AugmentConfig, augment
+from sr3d.training.samples import split_batch
 
 
 def batch() -> Batch:
@@ -71,3 +74,40 @@ def test_misaligned_depth_grows_the_foreground_and_knows_no_new_depths() -> None
     assert set(after.unique().tolist()) <= {0.0, 1.0, 4.0}
     assert (after == 1).sum() == 2 * 8 * 8
     assert torch.equal(augment(before, AugmentConfig(depth_edges=0.0), torch.Generator()).context.depths, depths)
+
+
+def test_blur_is_a_gaussian_of_the_whole_clip_and_keeps_brightness() -> None:
+    before = batch()
+    for part in (before.context, before.high, before.target):
+        middle = part.images.shape[2] // 2
+        part.images[:, :, middle:] = 0.75
+    after = augment(before, AugmentConfig(blur=2.0), torch.Generator().manual_seed(3))
+    profile = (after.high.images[0, 0, :, 7, 1] - 0.25) / 0.5
+    edges = torch.arange(1, 48) - 24.0
+    sigma = float((profile.diff() * edges.square()).sum().sqrt())
+    assert 0.3 < sigma < 2
+    expected = torch.exp(-0.5 * (edges / sigma).square()) / (sigma * math.sqrt(2 * math.pi))
+    assert torch.allclose(profile.diff(), expected, atol=0.01)
+    assert torch.equal(after.high.images[:, :1], after.target.images[:, :1]), "all views of a clip alike"
+    reduced = after.high.images.reshape(1, 2, 24, 2, 24, 2, 3).mean(dim=(3, 5))
+    assert torch.allclose(after.context.images, reduced, atol=1e-6), "inputs are the reduced full-resolution views"
+    assert torch.equal(after.context.depths, before.context.depths)
+
+
+def test_clips_of_a_batch_are_blurred_differently() -> None:
+    one = batch()
+    one.high.images[:, :, 24:] = 0.75
+    both = Batch.stack([*split_batch(one), *split_batch(one)])
+    high = augment(both, AugmentConfig(blur=2.0), torch.Generator().manual_seed(0)).high.images
+    alone = [augment(one, AugmentConfig(blur=1e-3), torch.Generator()).high.images, one.high.images]
+    assert torch.equal(*alone), "hardly any blur changes nothing"
+    assert not torch.equal(high[0], high[1])
+    assert torch.allclose(high.mean(), one.high.images.mean(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("blur", -1.0), ("depth_edges", 1.5), ("noise", math.nan), ("gain", math.inf)]
+)
+def test_impossible_strengths_are_named(name: str, value: float) -> None:
+    with pytest.raises(Sr3dError, match=f"model.augmentation: {name}"):
+        AugmentConfig(**{name: value})
