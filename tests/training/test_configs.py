@@ -218,7 +218,7 @@ WRONG = {
     "trainer.precision": ("16-mixed", "trainer.precision: found 16-mixed; expected 32-true or bf16-mixed"),
     "trainer.accelerator": ("tpu", "config: trainer: found"),
     "data.factor": ("3", "data.factor: found 3; expected one of [4]"),
-    "model.warmup_steps": ("700", "model.warmup_steps: found 700; expected fewer than the 700 steps"),
+    "model.warmup_steps": ("760", "model.warmup_steps: found 760; expected fewer than the 760 steps"),
     "model.network.geometry": ("null", "model.loss.geometry: found 0.02; expected 0, or a network with"),
     "model.loss.semantic": ("1", "model.loss.semantic: found 1.0; expected 0, or a teacher"),
 }
