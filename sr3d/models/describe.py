@@ -33,12 +33,18 @@ def describe(scaffold: Gaussians, sight: Sight, views: Views) -> Float[Tensor, "
     )
 
 
-def to_surface(depths: Float[Tensor, "b v h w"], sight: Sight) -> Float[Tensor, "b n"]:
-    """How far the surface of a point's home view lies behind it, as a share of its depth; 0 where there is none."""
+def to_surface(depths: Float[Tensor, "b v h w"], sight: Sight, bound: float) -> Float[Tensor, "b n"]:
+    """How far the surface of a point's home view lies behind it, as a share of its depth; 0 where there is none.
+
+    Args:
+        depths: Predicted for the views.
+        sight: Of the points.
+        bound: Most that is returned, to either side.
+    """
     # The nearest pixel: between two surfaces there is nothing.
     front = sample(depths[:, :, None], sight.uv, mode="nearest")[:, :, 0]
     gap = torch.where(front > 0, front / sight.depth.clamp_min(1e-9) - 1, torch.zeros_like(front))
-    return (gap.clamp(-0.5, 0.5) * sight.home).sum(dim=1)
+    return (gap.clamp(-bound, bound) * sight.home).sum(dim=1)
 
 
 def places(points: Float[Tensor, "b n 3"], mask: Bool[Tensor, "b n"], views: Views) -> Float[Tensor, "b n 3"]:

@@ -21,12 +21,15 @@ class GeometryConfig:
         step: Distance of neighbouring depths, in cells of parallax (see `sr3d.models.decoder.CELL`).
         features: Channels that are compared.
         reach: Largest distance of the outermost depth, and of the predicted depth, as a logarithm.
+        bound: Largest distance that a Gaussian moves to the predicted surface, as a share of its depth: where that is
+            another surface, a long way there opens a hole.
     """
 
     hypotheses: int = 4
     step: float = 0.35
     features: int = 16
     reach: float = 0.25
+    bound: float = 0.5
 
 
 class Geometry(nn.Module):

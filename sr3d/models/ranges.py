@@ -8,8 +8,8 @@ from typing import Any
 from sr3d.errors import Sr3dError
 
 _POSITIVE = (
-    "gather.occlusion_tolerance", "gather.color_tolerance", "geometry.step", "geometry.reach", "points.mlp_ratio",
-    "points.cell", "encoder.std", "encoder.options.mlp_ratio", "upsampler.options.mlp_ratio",
+    "gather.occlusion_tolerance", "gather.color_tolerance", "geometry.step", "geometry.reach", "geometry.bound",
+    "points.mlp_ratio", "points.cell", "encoder.std", "encoder.options.mlp_ratio", "upsampler.options.mlp_ratio",
 )  # fmt: skip
 _COUNTS = (
     "encoder.options.embed_dim", "encoder.options.depth", "encoder.options.num_heads", "encoder.options.patch_size",

@@ -364,7 +364,7 @@ class SuperResolver(nn.Module):
         if maps.depth is not None and self.config.geometry is not None:
             log_depth = self.config.geometry.reach * torch.tanh(maps.depth)
             depths = views.surface * torch.exp(log_depth[:, :, 0])
-            snap = to_surface(depths, sight)
+            snap = to_surface(depths, sight, self.config.geometry.bound)
         if self.head is not None and raw is not None:
             away = scaffold.means[:, None] - views.cameras.positions[:, :, None]
             share = torch.where(sight.home.sum(dim=1, keepdim=True) > 0, sight.home, sight.weights)

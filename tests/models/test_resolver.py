@@ -8,6 +8,7 @@ from tiny_networks import SIZE, VARIANTS, perturbed, sloped_scene, tiny_config
 
 from sr3d import Cameras, Gaussians, Scene, Sr3dError, SuperResolver, render
 from sr3d.gaussians import quat_to_matrix
+from sr3d.models.describe import to_surface
 from sr3d.models.gather import sample
 from sr3d.rendering import sh_to_rgb
 
@@ -245,6 +246,18 @@ def test_prediction_says_what_was_added_to_which_parent() -> None:
     distance = (before.means[0] - coarse.means[0, parents]).norm(dim=-1)
     assert (distance < 2 * footprint).all()
     assert fine.features.abs().max() > 0 and fine.features.shape[-1] == 6
+
+
+@pytest.mark.parametrize("bound", [0.5, 0.05])
+def test_gaussians_follow_the_predicted_depth_within_a_bound(bound: float) -> None:
+    coarse, images, cameras = sloped_scene(1, 2)
+    network = perturbed("inplane")
+    views = network._prepare(coarse, images, cameras, 2)
+    with torch.no_grad():
+        _, sight = network._scaffold(coarse, views)
+    at_home = (sight.home * sight.visible).sum(dim=1) > 0
+    snap = to_surface(1.2 * views.surface, sight, bound)[at_home]
+    assert len(snap) > SIZE**2 and (snap - min(0.2, bound)).abs().max() < 0.03
 
 
 def test_parts_that_do_not_fit_together_are_named() -> None:
