@@ -9,7 +9,6 @@ import argparse
 from itertools import islice
 from pathlib import Path
 
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -51,8 +50,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--clip", type=int, default=0, help="which clip of the shards")
     arguments = parser.parse_args()
-    with torch.no_grad():
-        figure = draw(SuperResolver.from_pretrained(arguments.checkpoint), arguments.shards, arguments.clip)
+    figure = draw(SuperResolver.from_pretrained(arguments.checkpoint), arguments.shards, arguments.clip)
     with atomic(arguments.output) as temporary:
         figure.savefig(temporary, format=arguments.output.suffix.lstrip("."), pil_kwargs={"quality": 88})
 
