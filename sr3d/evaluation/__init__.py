@@ -1,0 +1,1 @@
+"""Evaluation: protocols, methods, metrics, statistics, reports."""

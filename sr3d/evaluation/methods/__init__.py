@@ -1,0 +1,1 @@
+"""Methods of evaluation, one file each."""
