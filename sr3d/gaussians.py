@@ -133,6 +133,11 @@ class Gaussians:
         out = self._map(lambda t, axis: t[index])
         return replace(out, lod=None if self.lod is None else self.lod[index])
 
+    def unsqueezed(self) -> Gaussians:
+        """A batch of one: the same with a new first axis."""
+        out = self._map(lambda t, axis: t[None])
+        return replace(out, lod=None if self.lod is None else self.lod.map(lambda t: t[None]))
+
     def split(self, sizes: Sequence[int]) -> list[Gaussians]:
         """Cut along the Gaussian axis into consecutive parts; the inverse of `cat`.
 

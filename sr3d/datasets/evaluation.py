@@ -171,15 +171,25 @@ def indexed_batches(
         Sr3dError: Before anything is read: clips are missing, or the shards are others than those of the index. At an
             item: its clip has fewer views, or cannot be read.
     """
+    stored = stored_names(index, names, sha256)
+    return (item_batch(item, lookup(stored[item.clip]), factor, config, seed, image_size) for item in index.items)
+
+
+def stored_names(index: EvaluationIndex, names: Collection[str], sha256: str | None = None) -> dict[str, str]:
+    """The clip that each name of the index means.
+
+    Args:
+        index: What to evaluate.
+        names: Clips that are there; see `indexed_batches`.
+        sha256: Of the `index.json` of the shards; compared where the index knows its own.
+
+    Raises:
+        Sr3dError: Clips are missing, or the shards are others than those of the index.
+    """
     if index.sha256 and sha256 and index.sha256 != sha256:
         found, expected = f"index.json with SHA-256 {sha256[:16]}...", f"{index.sha256[:16]}... as the index was made"
         raise Sr3dError("sr3d.datasets.indexed_batches", "shards", found, expected)
-    stored = _stored_names(index, set(names))
-    return (_batch(item, lookup(stored[item.clip]), factor, config, seed, image_size) for item in index.items)
-
-
-def _stored_names(index: EvaluationIndex, names: set[str]) -> dict[str, str]:
-    """The clip that each name of the index means."""
+    names = set(names)
     stored = {}
     missing = []
     for item in index.items:
@@ -195,14 +205,19 @@ def _stored_names(index: EvaluationIndex, names: set[str]) -> dict[str, str]:
     return stored
 
 
-def _batch(
+def item_batch(
     item: EvaluationItem,
     clip: StoredClip,
     factor: int | float,
-    config: DegradeConfig | None,
-    seed: int,
-    image_size: tuple[int, int] | None,
+    config: DegradeConfig | None = None,
+    seed: int = 0,
+    image_size: tuple[int, int] | None = None,
 ) -> Batch:
+    """The batch [1, ...] of one item; arguments as for `indexed_batches`.
+
+    Raises:
+        Sr3dError: The clip has fewer views, or cannot be read.
+    """
     views = sorted({*item.context, *item.target})
     if views[-1] >= len(clip):
         expected = f"view {views[-1]} of the evaluation index: was the data packed with all frames in one clip?"

@@ -223,7 +223,7 @@ class SuperResolver(nn.Module):
         about = None if embedding is None else embedding[None].to(device)
         with torch.no_grad():
             found = self.predict(
-                _unsqueeze(coarse), views.images[None].to(device), batched, factor=factor, embedding=about
+                coarse.unsqueezed(), views.images[None].to(device), batched, factor=factor, embedding=about
             )
         return found.gaussians[0], found.parents[0]
 
@@ -392,9 +392,3 @@ def _sum(before: Maps | None, maps: Maps) -> Maps:
         trust=before.trust + maps.trust,
         depth=None if before.depth is None or maps.depth is None else before.depth + maps.depth,
     )
-
-
-def _unsqueeze(gaussians: Gaussians) -> Gaussians:
-    lod = gaussians.lod
-    batched = gaussians._map(lambda t, axis: t[None])
-    return replace(batched, lod=None if lod is None else lod.map(lambda t: t[None]))

@@ -16,15 +16,19 @@ class MethodOptions:
 
     Attributes:
         argument: What follows the colon in `NAME:ARGUMENT`; None without.
-        checkpoint: Trained network; None where none was named or found.
+        checkpoint: Trained network, a file, a folder or a name on the Hugging Face hub; None where none was named.
+        factor: Ratio of the resolutions that the protocol asks for.
         device: Where Gaussians are made and drawn.
         condition: What networks with conditioning are told about a scene.
+        text_model: CLIP model that reads the names of classes; None: no labels are predicted.
     """
 
     argument: str | None = None
     checkpoint: Path | None = None
+    factor: int = 4
     device: str = "cpu"
     condition: Literal["image", "text"] | None = None
+    text_model: str | None = None
 
 
 class Method(ABC):
