@@ -50,7 +50,7 @@ class Results:
         columns: Name → {"title", "better", "digits", "unit"} of every metric that was measured, in order.
         unavailable: Metric → why there is no value.
         cases: One entry per case, in the order of the protocol.
-        pooled: Method → column → value, of metrics of all views together.
+        pooled: Method → column → value, of metrics of all views together; None where it is undefined.
         missing: Cases without a value: {"case", "reason"}.
         expected: Number of target views that the index names.
         provenance: Git state, versions, hardware.
@@ -63,7 +63,7 @@ class Results:
     columns: dict[str, dict[str, Any]]
     unavailable: dict[str, str]
     cases: list[Scored]
-    pooled: dict[str, dict[str, float]]
+    pooled: dict[str, dict[str, float | None]]
     missing: list[dict[str, str]]
     expected: int
     provenance: dict[str, Any]

@@ -15,7 +15,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "ssim": {"title": "SSIM", "better": "higher", "digits": 3, "unit": ""},
     "lpips": {"title": "LPIPS", "better": "lower", "digits": 3, "unit": ""},
 }
-_BEST, _SPREAD, _STEP, _NOISE = [22.0, 24.0, 0.80, 0.25], [3.0, 3.0, 0.06, 0.05], [0.7, 0.8, 0.03, -0.03], 0.2
+_BEST, _SPREAD, _STEP, _NOISE = [22.0, 24.0, 0.80, 0.25], [3.0, 3.0, 0.06, -0.05], [0.7, 0.8, 0.03, -0.03], 0.2
 PUBLISHED = {
     "source": "Somebody et al. 2025, Table 1",
     "columns": ["psnr", "ssim", "Time (s)"],
@@ -30,11 +30,11 @@ def made_results(
     levels: Sequence[int] = (1,),
     seed: int = 0,
 ) -> Results:
-    """Random, plausible scores: two cases of every scene, two or three target views per level; later methods are better."""
+    """Random, plausible scores: two cases per scene, two or three target views per level; later methods are better."""
     rng = np.random.default_rng(seed)
     cases = []
     for number in range(scenes):
-        scene = rng.normal(size=4) * _SPREAD
+        scene = rng.normal() * np.array(_SPREAD)
         cases += [_case(rng, f"scene_{number}", part, scene, methods, levels) for part in range(2)]
     return Results(
         protocol={
