@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -62,7 +62,7 @@ def read_results(path: str | Path) -> Results:
     times = _decoded(path, "timing.cases", timing["cases"], dict[str, dict[str, Any]])
     names = [_decoded(path, f"cases[{i}].case", case.get("case"), str) for i, case in enumerate(cases)]
     _once(path, names)
-    _same_keys(path, "timing.cases", times, tuple(names))
+    _same_keys(path, "timing.cases", times, names)
     untimed = tuple(field.name for field in fields(Scored) if field.name not in TIMED)
     for number, (name, case) in enumerate(zip(names, cases)):
         _same_keys(path, f"cases[{number}]", case, untimed)
@@ -191,13 +191,12 @@ def _document(path: Path, kind: str) -> dict[str, Any]:
     return content
 
 
-def _same_keys(path: Path, at: str, found: dict[str, Any], wanted: tuple[str, ...]) -> None:
-    for name in wanted:
-        if name not in found:
-            raise Sr3dError(path, at, f"no {name!r}", f"the fields {', '.join(sorted(wanted))}")
-    for name in found:
-        if name not in wanted:
-            raise Sr3dError(path, at, f"{name!r}", f"only the fields {', '.join(sorted(wanted))}")
+def _same_keys(path: Path, at: str, found: dict[str, Any], wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in found]
+    unknown = sorted(found.keys() - set(wanted))
+    if missing or unknown:
+        first = f"no {missing[0]!r}" if missing else repr(unknown[0])
+        raise Sr3dError(path, at, first, f"exactly the fields {', '.join(wanted)}"[:300])
 
 
 def _decoded(path: Path, at: str, value: Any, hint: Any) -> Any:
