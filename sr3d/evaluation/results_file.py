@@ -116,19 +116,20 @@ def identical(a: str | Path, b: str | Path) -> list[str]:
     one, two = (_document(Path(path), FORMAT) for path in (a, b))
     one.pop("timing", None)
     two.pop("timing", None)
-    return differences(one, two)
+    return [at or "file" for at, _, _ in differences(one, two)]
 
 
-def differences(a: object, b: object, at: str = "") -> list[str]:
-    """Paths of the values that differ between two JSON values, e.g. "cases[0].values.sr3d.psnr[1]"."""
+def differences(a: object, b: object, at: str = "") -> list[tuple[str, object, object]]:
+    """Where two JSON values differ: path ("cases[0].levels[1]") and both values, "nothing" for a key that is missing."""
     if isinstance(a, dict) and isinstance(b, dict):
         dot = f"{at}." if at else ""
         keys = [*a, *(key for key in b if key not in a)]
-        found = [differences(a[k], b[k], f"{dot}{k}") if k in a and k in b else [f"{dot}{k}"] for k in keys]
-        return [path for paths in found for path in paths]
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return [path for i, (x, y) in enumerate(zip(a, b)) for path in differences(x, y, f"{at}[{i}]")]
-    return [] if type(a) is type(b) and a == b else [at or "file"]
+        found = [differences(a.get(k, "nothing"), b.get(k, "nothing"), f"{dot}{k}") for k in keys]
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        found = [differences(x, y, f"{at}[{i}]") for i, (x, y) in enumerate(zip(a, b))]
+    else:
+        return [] if type(a) is type(b) and a == b else [(at, a, b)]
+    return [entry for entries in found for entry in entries]
 
 
 def _once(path: Path, names: list[str]) -> None:

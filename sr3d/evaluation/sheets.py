@@ -160,7 +160,7 @@ def _scores(results: Results, summary: Summary, level: int, named: str) -> list[
     n = max((mean.n for row in summary.means[level].values() for mean in row.values()), default=0)
     if found:
         scenes = len(summary.rows[level])
-        counted = f"{summary.views[level]} target views of {scenes} scene{'s' if scenes > 1 else ''}"
+        counted = f"{summary.views[level]} target views of {scenes} scene{'s' if scenes > 1 else f' ({n} cases)'}"
         found[-1].notes += [
             f"{counted}; {100 * summary.coverage[level]:.1f} % of their pixels are covered by the coarse scene.",
             f"Mean over {summary.unit}s [95 % bootstrap interval].",
