@@ -69,7 +69,7 @@ def compare(a: str | Path, b: str | Path) -> Comparison:
 
     Differences are paired per scene (per case where there is one scene), with the bootstrap interval of `summarise`.
     With a single case there is no interval, and nothing is called worse. Metrics of all views together have no
-    interval either.
+    interval either. Intervals are those of single columns, not corrected for how many there are.
 
     Args:
         a: File of the run before.
@@ -145,11 +145,17 @@ def _common_cases(b: str | Path, one: Results, two: Results) -> list[tuple[Score
 def _merged(x: Scored, y: Scored, method: str) -> Scored:
     """One case of both runs, as if they were two methods of one."""
 
-    def both(name: str) -> dict[str, Any]:
-        runs = {"A": getattr(x, name), "B": getattr(y, name)}
-        return {run: found[method] for run, found in runs.items() if method in found}
+    def both(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+        return {run: found[method] for run, found in (("A", a), ("B", b)) if method in found}
 
-    return replace(x, **{name: both(name) for name in ("values", *COSTS)})
+    return replace(
+        x,
+        values=both(x.values, y.values),
+        gaussians=both(x.gaussians, y.gaussians),
+        seconds=both(x.seconds, y.seconds),
+        fps=both(x.fps, y.fps),
+        peak_bytes=both(x.peak_bytes, y.peak_bytes),
+    )
 
 
 def _paired(method: str, merged: Results, summary: Summary) -> list[Change]:

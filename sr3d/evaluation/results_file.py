@@ -120,7 +120,7 @@ def identical(a: str | Path, b: str | Path) -> list[str]:
 
 
 def differences(a: object, b: object, at: str = "") -> list[tuple[str, object, object]]:
-    """Where two JSON values differ: path ("cases[0].levels[1]") and both values, "nothing" for a key that is missing."""
+    """Where two JSON values differ: path ("cases[0].levels[1]") and both values, "nothing" where there is none."""
     if isinstance(a, dict) and isinstance(b, dict):
         dot = f"{at}." if at else ""
         keys = [*a, *(key for key in b if key not in a)]

@@ -70,8 +70,8 @@ def sheets(results: Results, summary: Summary) -> list[Sheet]:
 def number(value: int | float, about: dict[str, Any], sign: str = "") -> str:
     """A value with the decimals of its column; bytes in MB, large whole numbers with separators."""
     if about["unit"] == "bytes":
-        return f"{value / 1e6:{sign},.0f} MB"
-    return f"{value:{sign},.{about['digits']}f}"
+        return f"{value / 1e6:{sign}z,.0f} MB"
+    return f"{value:{sign}z,.{about['digits']}f}"
 
 
 def heading(column: str, about: dict[str, Any]) -> str:
