@@ -68,6 +68,8 @@ def number(value: object) -> str:
     """Text of a value: two decimals or three digits for fractions, separators for counts, a dash for nothing."""
     if value is None:
         return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float) and not value.is_integer():
         return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
     if isinstance(value, int | float):
@@ -109,6 +111,7 @@ table.numbers { border-collapse: collapse; width: 100%; font-variant-numeric: ta
 .numbers thead th[colspan] { text-align: center; }
 .numbers tbody th, .numbers thead th:first-child { text-align: left; font-weight: 600; }
 .numbers thead tr + tr th:first-child { text-align: right; font-weight: 500; }
+.numbers small { display: block; color: var(--soft); font-weight: 400; font-size: 12px; }
 .numbers tbody tr:last-child > * { border-bottom: 0; }
 .gain { font-weight: 650; }
 .win { color: var(--win); background: var(--win-bg); }
@@ -125,6 +128,7 @@ table.numbers { border-collapse: collapse; width: 100%; font-variant-numeric: ta
 .wide, video { width: 100%; border-radius: 6px; display: block; margin: 0 0 12px; }
 video { max-width: 720px; }
 .curves svg { width: 100%; height: auto; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 20px; }
 dl { display: grid; grid-template-columns: minmax(120px, max-content) 1fr; gap: 4px 18px; margin: 12px 0 0;
   font-size: 14px; }
 dt { color: var(--soft); }

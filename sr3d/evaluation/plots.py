@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sr3d.evaluation.results import Results, Scored
+from sr3d.evaluation.sheets import heading, number
 from sr3d.evaluation.statistics import Mean, Summary
 from sr3d.io.atomic import atomic
 
@@ -41,34 +42,31 @@ class Focus:
     """What plots and pictures are about.
 
     Attributes:
-        level: Magnification: the highest one.
         column: Covered PSNR where it was measured, else the first metric that was.
+        level: The highest magnification at which it was measured.
         method: `sr3d`, else the last method.
         differences: Scene (case, where there is one scene only) → `method` − baseline, from best to worst.
     """
 
-    level: int
     column: str
+    level: int
     method: str
     differences: dict[str, float] = field(default_factory=dict)
 
 
 def focus_of(results: Results, summary: Summary) -> Focus | None:
     """What plots and pictures are about; None where no metric of single views has a value."""
-    if not summary.levels:
-        return None
-    level = summary.levels[-1]
-    there = {column for means in summary.means[level].values() for column in means}
-    columns = [c for c in ("psnr_covered", *results.columns) if c in there and c in results.columns]
-    if not columns:
+    measured = {c: level for level in summary.levels for means in summary.means[level].values() for c in means}
+    column = next((c for c in ("psnr_covered", *results.columns) if c in measured and c in results.columns), None)
+    if column is None:
         return None
     named = [label for label, identity in results.methods.items() if "sr3d" in (label, identity.get("method"))]
     others = [label for label in results.methods if label != summary.baseline]
     method = [summary.baseline, *others, *(label for label in named if label in others)][-1]
-    focus = Focus(level=level, column=columns[0], method=method)
+    focus = Focus(column=column, level=measured[column], method=method)
     if method != summary.baseline:
-        found = differences(results, summary, method, focus.column, level)
-        sign = 1 if results.columns[focus.column]["better"] == "higher" else -1
+        found = differences(results, summary, method, column, focus.level)
+        sign = 1 if results.columns[column]["better"] == "higher" else -1
         focus.differences = dict(sorted(found.items(), key=lambda item: -sign * item[1]))
     return focus
 
@@ -112,7 +110,7 @@ def quality_against(results: Results, summary: Summary, focus: Focus, cost: Cost
     with _drawn(kind, (6.4, 3.5)) as canvas:
         for method, (x, mean) in points.items():
             _series(canvas.axis, results, method, [x], [mean], f"{cost}-{method}")
-        canvas.axis.set(xlabel=_COST_TITLES[cost], ylabel=metric_title(results.columns[focus.column]))
+        canvas.axis.set(xlabel=_COST_TITLES[cost], ylabel=heading(focus.column, results.columns[focus.column]))
         _logarithmic(canvas.axis, [x for x, _ in points.values()])
         _legend(canvas.axis)
     return canvas.written
@@ -123,13 +121,15 @@ def quality_by_level(results: Results, summary: Summary, focus: Focus, kind: Kin
     if len(summary.levels) < 2:
         return None
     with _drawn(kind, (6.4, 3.5)) as canvas:
-        for method in results.methods:
+        for place, method in enumerate(results.methods):
             found = {level: m for level in summary.levels if (m := summary.means[level][method].get(focus.column))}
-            _series(canvas.axis, results, method, list(found), list(found.values()), f"level-{method}")
+            # A little aside of each other: intervals would hide those of other methods.
+            xs = [level * 2 ** (0.07 * (place - (len(results.methods) - 1) / 2)) for level in found]
+            _series(canvas.axis, results, method, xs, list(found.values()), f"level-{method}")
         canvas.axis.set_xscale("log", base=2)
         canvas.axis.set_xticks(summary.levels, [f"{level}×" for level in summary.levels])
         canvas.axis.xaxis.set_minor_locator(NullLocator())
-        canvas.axis.set(xlabel="magnification", ylabel=metric_title(results.columns[focus.column]))
+        canvas.axis.set(xlabel="magnification", ylabel=heading(focus.column, results.columns[focus.column]))
         _legend(canvas.axis)
     return canvas.written
 
@@ -141,7 +141,7 @@ def paired_differences(results: Results, summary: Summary, focus: Focus, kind: K
     about, names = results.columns[focus.column], list(focus.differences)
     named = len(names) <= _NAMED
     sign = 1 if about["better"] == "higher" else -1
-    with _drawn(kind, (6.4, 1.5 + 0.22 * min(len(names), _NAMED))) as canvas:
+    with _drawn(kind, (6.4, 1.5 + 0.22 * len(names) if named else 4.5)) as canvas:
         axis, rows = canvas.axis, range(len(names))
         values = list(focus.differences.values())
         colors = [_WIN if sign * v > 0 else _LOSS if v else _TIE for v in values]
@@ -150,12 +150,16 @@ def paired_differences(results: Results, summary: Summary, focus: Focus, kind: K
         paired = summary.paired[focus.level][focus.method][focus.column]
         if paired.low is not None and paired.high is not None:
             axis.axvspan(paired.low, paired.high, color=_COLORS[0], alpha=0.16, linewidth=0, label="95 % interval")
-        axis.axvline(paired.difference, color=_COLORS[0], linewidth=1.4, label=f"mean {_signed(paired.difference)}")
+        axis.axvline(
+            paired.difference, color=_COLORS[0], linewidth=1.4, label=f"mean {number(paired.difference, about, '+')}"
+        )
         axis.axvline(0, color="#888888", linewidth=0.9)
         axis.set_yticks(rows if named else [], [shortened(n, 28) for n in names] if named else [])
         axis.tick_params(axis="y", length=0)
         axis.set_ylim(len(names) - 0.4, -0.6)
-        axis.set_xlabel(f"{metric_title(about)}: {shortened(focus.method, 24)} minus {shortened(summary.baseline, 24)}")
+        axis.set_xlabel(
+            f"{heading(focus.column, about)}: {shortened(focus.method, 24)} minus {shortened(summary.baseline, 24)}"
+        )
         if not named:
             axis.set_ylabel(f"{len(names)} {summary.unit}s")
         _legend(axis)
@@ -187,12 +191,6 @@ def save_plots(results: Results, summary: Summary, folder: Path) -> list[Path]:
     return paths
 
 
-def metric_title(about: dict[str, Any]) -> str:
-    """Name, unit and direction of a column: "PSNR, dB ↑"."""
-    unit = f", {about['unit']}" if about["unit"] else ""
-    return f"{about['title']}{unit} {'↑' if about['better'] == 'higher' else '↓'}"
-
-
 def shortened(name: str, longest: int) -> str:
     """A name without its middle where it has more than `longest` letters."""
     half = (longest - 1) // 2
@@ -201,8 +199,8 @@ def shortened(name: str, longest: int) -> str:
 
 def _series(axis: Any, results: Results, method: str, xs: list[Any], means: list[Mean], gid: str) -> None:
     """Points of one method, joined, with their intervals."""
-    number = list(results.methods).index(method)
-    color, marker = _COLORS[number % len(_COLORS)], _MARKERS[number % len(_MARKERS)]
+    place = list(results.methods).index(method)
+    color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place % len(_MARKERS)]
     label = shortened(method, 28)
     (line,) = axis.plot(xs, [m.mean for m in means], color=color, marker=marker, linewidth=1.4, label=label, zorder=3)
     line.set_gid(gid)
@@ -217,8 +215,10 @@ def _logarithmic(axis: Any, values: list[float]) -> None:
     margin = max((high / low) ** 0.08, (4 / min(4, high / low)) ** 0.5, 1.1)
     axis.set_xscale("log")
     axis.set_xlim(low / margin, high * margin)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 40 else (1,)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.xaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if high / low < 20 else (1, 3) if high / low < 5000 else (1,))
+    )
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _compact(value)))
     axis.xaxis.set_minor_locator(NullLocator())
 
 
@@ -226,8 +226,10 @@ def _legend(axis: Any) -> None:
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3g}"
+def _compact(value: float) -> str:
+    """2, 20, 20 k, 2 M."""
+    size, letter = next(((s, x) for s, x in ((1e6, " M"), (1e3, " k")) if value >= s), (1.0, ""))
+    return f"{value / size:.6g}{letter}"
 
 
 @contextmanager
