@@ -118,4 +118,8 @@ class SetMetric(ABC):
 
     @abstractmethod
     def finish(self, states: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Values of every column from the states of all cases, in the order of the protocol."""
+        """Values of every column from the states of all cases, in the order of the protocol; NaN for one without.
+
+        Raises:
+            MetricUnavailable: There are too few views for the metric to mean something.
+        """
