@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
@@ -79,16 +79,20 @@ def _colored(values: Tensor, name: str) -> Tensor:
     return torch.from_numpy(colors[..., :3].astype(np.float32))
 
 
-def busiest_window(image: Float[Tensor, "h w 3"], size: int) -> tuple[int, int]:
+def busiest_window(
+    image: Float[Tensor, "h w 3"], size: int, counted: Bool[Tensor, "h w"] | None = None
+) -> tuple[int, int]:
     """Top and left of the `size` × `size` window with the most contrast (mean of absolute differences).
 
-    The window is cut to the image where that is smaller.
+    The window is cut to the image where that is smaller; contrast outside of `counted` is none.
     """
     h, w = image.shape[:2]
     size_y, size_x = min(size, h), min(size, w)
     contrast = torch.zeros(h, w)
     contrast[:, 1:] += image.diff(dim=1).abs().mean(dim=-1).cpu()
     contrast[1:] += image.diff(dim=0).abs().mean(dim=-1).cpu()
+    if counted is not None:
+        contrast = contrast * counted.cpu()
     means = torch.nn.functional.avg_pool2d(contrast[None, None], (size_y, size_x), stride=1)[0, 0]
     best = int(means.argmax())
     return best // means.shape[1], best % means.shape[1]

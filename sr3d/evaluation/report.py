@@ -121,8 +121,8 @@ def _sheet(sheet: Sheet) -> str:
     """A table under its title; the one of single scenes is folded up."""
     head = page.row(sheet.head, "th")
     rows = [f"<tr>{''.join(_cell(c, 'td' if i else 'th') for i, c in enumerate(row))}</tr>" for row in sheet.rows]
-    notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in sheet.notes)
-    table = page.table(head, rows) + notes
+    notes = "<br>".join(html.escape(note) for note in sheet.notes)
+    table = page.table(head, rows) + (f"<p class=note>{notes}</p>" if notes else "")
     if sheet.head[0] == "Scene":
         return f"<details><summary>{html.escape(sheet.title)}</summary>{table}</details>"
     return f"<h3>{html.escape(sheet.title)}</h3>{table}"
@@ -131,7 +131,7 @@ def _sheet(sheet: Sheet) -> str:
 def _cell(cell: Cell, kind: str) -> str:
     value = html.escape(cell.value)
     shown = f"<b>{value}</b>" if cell.best else value
-    small = f"<small>{html.escape(cell.interval)}</small>" if cell.interval else ""
+    small = "".join(f"<small>{html.escape(text)}</small>" for text in (cell.interval, cell.won) if text)
     classes = f' class="gain {cell.gain}"' if cell.gain else ""
     return f"<{kind}{classes}>{shown}{small}</{kind}>"
 
@@ -181,7 +181,7 @@ def _comparison(results: Results, focus: Focus, case: Scored, paths: dict[str, P
     shown = [*(found[m] for m in methods), *([] if truth is None else [truth])]
     near = _sized(found["input"], reference) if "input" in found else None
     size = max(16, max(reference.shape[:2]) // _DETAIL)
-    top, left = figures.busiest_window(reference, size)
+    top, left = figures.busiest_window(reference, size, covered)
     crops = [image[top : top + size, left : left + size] for image in shown]
     # A zoomed view is another part of the scene than the same window of an input.
     same = near is not None and case.levels[middle] == 1
