@@ -31,8 +31,10 @@ def write_results(path: str | Path, results: Results) -> None:
     Raises:
         Sr3dError: A case is there twice, a number is infinite, a value is none of JSON, or the file cannot be written.
     """
-    cases = [asdict(case) for case in results.cases]
-    _once(Path(path), [case.case for case in results.cases])
+    path = Path(path)
+    _once(path, [case.case for case in results.cases])
+    # First of all: an infinite value would make the statistics undefined.
+    cases = _plain(path, "cases", [asdict(case) for case in results.cases])
     times = {case["case"]: {name: case.pop(name) for name in TIMED} for case in cases}
     kept, timed = ({}, {}) if not results.methods else _split(asdict(summarise(results, baseline_of(results))))
     content = {
@@ -43,7 +45,7 @@ def write_results(path: str | Path, results: Results) -> None:
         "cases": cases,
         "timing": {"run": results.timing, "cases": times, "summary": timed},
     }
-    _write(Path(path), content)
+    _write(path, content)
 
 
 def read_results(path: str | Path) -> Results:

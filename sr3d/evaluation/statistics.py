@@ -106,7 +106,8 @@ def summarise(results: Results, baseline: str, seed: int = 0, resamples: int = 2
     The value of a scene is the mean over its target views of a level that have a value; the mean of a method is that
     over scenes, so that a scene with many views does not count for more. Where there is one scene only, cases take the
     place of scenes. Intervals are those between the 2.5th and 97.5th percentile of the means of scenes drawn with
-    replacement; under ten scenes they are too narrow. Differences are taken over the views where both have a value.
+    replacement; of normal values they hold the true mean in 93 % of runs over twenty scenes, 89 % over ten, 85 % over
+    five and 51 % over two. Differences are taken over the views where both have a value.
     Costs (`COSTS`) have one value per case and are the same at every level.
 
     Args:
