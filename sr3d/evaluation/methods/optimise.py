@@ -1,0 +1,58 @@
+"""Method `optimise`: per-scene super-resolution, a number of steps from the baseline `upsampled`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from sr3d.coarse import upsampled_gaussians
+from sr3d.errors import Sr3dError
+from sr3d.evaluation.case import Made, Task
+from sr3d.evaluation.methods.base import Method, MethodOptions
+from sr3d.zoom.optimise import OptimiseConfig, optimise
+
+
+class Optimise(Method):
+    """See `sr3d.zoom.optimise`. The argument is the number of steps; without one it is the tuned default.
+
+    Attributes:
+        config: The tuned settings, with the number of steps asked for.
+    """
+
+    name: ClassVar[str] = "optimise"
+    uses_coarse: ClassVar[bool] = False
+
+    def __init__(self, options: MethodOptions) -> None:
+        """Read the number of steps.
+
+        Raises:
+            Sr3dError: The argument is no whole number of 0 or more.
+        """
+        super().__init__(options)
+        self.config = OptimiseConfig()
+        if options.argument is not None:
+            if not (options.argument.isascii() and options.argument.isdecimal()):
+                expected = "a number of steps, 0 or more, as in optimise:100"
+                raise Sr3dError("method optimise", "argument", repr(options.argument), expected)
+            self.config = OptimiseConfig(steps=int(options.argument))
+
+    def identity(self) -> dict[str, Any]:
+        """Name and all settings."""
+        return {**super().identity(), **asdict(self.config)}
+
+    def make(self, task: Task) -> Made:
+        """Optimised Gaussians, one for each pixel of the enlarged inputs.
+
+        Raises:
+            Sr3dError: No poses or no depth, or the inputs are too small (see `sr3d.zoom.optimise.optimise`).
+        """
+        start = upsampled_gaussians(task.context, task.factor, task.config).to(self.options.device)
+        done = optimise(start, task.context.to(self.options.device), task.factor, self.config)
+        first, last = (float(done.losses[i]) if done.steps else None for i in (0, -1))
+        notes: dict[str, object] = {
+            "steps": done.steps,
+            "stopped": done.stopped,
+            "loss_first": first,
+            "loss_last": last,
+        }
+        return Made(gaussians=done.gaussians, notes=notes)
