@@ -8,6 +8,8 @@ from torch import Tensor
 from sr3d.errors import Sr3dError
 from sr3d.evaluation.metrics.base import Observation
 
+_ROUNDING = 1e-4  # that a colour may be outside [0, 1] after resizing
+
 
 def check_observation(seen: Observation) -> None:
     """Raise for the first view that cannot be scored.
@@ -40,7 +42,7 @@ def check_observation(seen: Observation) -> None:
             bad = ~torch.isfinite(part).flatten(1)
             _refuse(seen, field, bad, "NaN or inf", "finite numbers")
             if field in ("rgb", "truth.images"):
-                _refuse(seen, field, ((part < 0) | (part > 1)).flatten(1), "colours outside [0, 1]", "0 to 1")
+                _refuse(seen, field, ((part < -_ROUNDING) | (part > 1 + _ROUNDING)).flatten(1), "colours outside [0, 1]", "0 to 1")
     _refuse(seen, "covered", ~seen.covered.flatten(1).any(dim=1, keepdim=True), "an empty mask", "covered pixels")
 
 

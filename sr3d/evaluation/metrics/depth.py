@@ -35,9 +35,8 @@ class DepthError(ViewMetric):
         if seen.depth is not None:
             for i, (depth, truth) in enumerate(zip(seen.depth.double(), seen.truth.depths.double())):
                 known = (truth > 0) & torch.isfinite(truth)
-                values[i] = torch.tensor(
-                    [*_errors(depth, truth, known), *_errors(depth, truth, known & seen.covered[i])]
-                )
+                part = _errors(depth, truth, known & seen.covered[i])
+                values[i] = torch.tensor([*_errors(depth, truth, known), *part], dtype=torch.float64)
         return dict(zip((column.name for column in self.columns), values.unbind(dim=1)))
 
 

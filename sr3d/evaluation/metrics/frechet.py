@@ -19,7 +19,7 @@ def frechet_distance(drawn: Float[Tensor, "n d"], true: Float[Tensor, "m d"]) ->
         MetricUnavailable: A set has fewer than two members, hence no covariance.
     """
     if min(len(drawn), len(true)) < 2:
-        raise MetricUnavailable(f"{min(len(drawn), len(true))} of at least 2: no covariance")
+        raise MetricUnavailable(f"{min(len(drawn), len(true))} to compare, 2 or more have a covariance")
     first, second = (x.double() for x in (drawn, true))
     mean = (first.mean(dim=0) - second.mean(dim=0)).square().sum()
     a, b = ((x - x.mean(dim=0)) / (len(x) - 1) ** 0.5 for x in (first, second))
