@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sr3d.cameras import Cameras
 from sr3d.coarse import CoarseConfig, estimate_depth
-from sr3d.datasets.batch import Batch, make_batch, reduce_scene
+from sr3d.datasets.batch import Batch, crop_scene, make_batch, reduce_scene
 from sr3d.errors import Sr3dError
 from sr3d.io import load_scene
 from sr3d.scene import Scene
@@ -103,23 +103,15 @@ def fit_sizes(scene: Scene, factor: int, max_pixels: int) -> Scene:
     if max_pixels < 1 or min(height, width) < shrink * factor:
         found = f"{width}x{height} for at most {max_pixels} pixels"
         raise Sr3dError(scene.name, "image size", found, f"at least {factor} pixels per side after reduction")
-    scene = reduce_scene(_crop(scene, shrink), shrink) if shrink > 1 else scene
-    return _crop(scene, factor)
+    scene = reduce_scene(crop_to_multiple(scene, shrink), shrink) if shrink > 1 else scene
+    return crop_to_multiple(scene, factor)
 
 
-def _crop(scene: Scene, multiple: int) -> Scene:
+def crop_to_multiple(scene: Scene, multiple: int) -> Scene:
     """The central part whose sides are whole multiples."""
     height, width = scene.images.shape[1:3]
     h, w = height - height % multiple, width - width % multiple
-    top, left = (height - h) // 2, (width - w) // 2
-    window = (slice(None), slice(top, top + h), slice(left, left + w))
-    return replace(
-        scene,
-        images=scene.images[window],
-        cameras=scene.posed().cropped(left, top, w, h),
-        depths=None if scene.depths is None else scene.depths[window],
-        labels=None if scene.labels is None else scene.labels[window],
-    )
+    return crop_scene(scene, (width - w) // 2, (height - h) // 2, w, h)
 
 
 def typical_depth(scene: Scene) -> float:

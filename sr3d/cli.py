@@ -19,6 +19,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "train": verbs.train,
     "freeze": verbs.freeze,
     "eval": verbs.evaluate,
+    "compare": verbs.compare,
     "upscale": verbs.upscale,
     "zoom": verbs.zoom,
     "convert": verbs.convert,

@@ -4,92 +4,39 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from sr3d import figures
-from sr3d.capture import Capture, CaptureConfig, capture_batches, read_capture
-from sr3d.coarse import CoarseConfig
-from sr3d.datasets.batch import Batch, make_batch
+from sr3d.capture import Capture, capture_batches, read_capture
+from sr3d.coarse import DepthSource
+from sr3d.datasets.batch import make_batch
 from sr3d.datasets.procedural import pack_procedural, world_seed
-from sr3d.datasets.reader import BatchConfig, ClipBatches
 from sr3d.datasets.shards import list_shards, read_index, writer
-from sr3d.datasets.views import ViewConfig
 from sr3d.datasets.world import World
+from sr3d.demo_config import DemoConfig, Trained
+from sr3d.demo_evaluation import capture_experiment, procedural_experiment
 from sr3d.doctor import devices, versions
 from sr3d.errors import Sr3dError
 from sr3d.io.atomic import atomic
 from sr3d.models import SuperResolver
-from sr3d.report import METHODS, Comparison, Experiment, Report, ZoomShown, gain, write_report
+from sr3d.report import METHODS, Report, ZoomShown, gain, write_report
 from sr3d.scene import Scene
-from sr3d.training.evaluate import Drawn, draw_methods, evaluate
 from sr3d.zoom import ZoomLevel, zoom_into
 from sr3d.zoom.measure import Truth, photograph
 from sr3d.zoom.run import write_results
 
-Source = Literal["sweep", "depth"]
-_SOURCES: tuple[Source, ...] = ("sweep", "depth")
+_SOURCES: tuple[DepthSource, ...] = ("sweep", "depth")
 _SOURCE_WORDS = {"sweep": "stereo depth", "depth": "given depth"}
 _VIDEO_WIDTH = 320  # small enough for the page to carry the videos
 _SPLITS: dict[str, Literal["train", "validation", "test"]] = {"train": "train", "val": "validation", "test": "test"}
-
-
-@dataclass(kw_only=True)
-class DemoConfig:
-    """Sizes of a demo run.
-
-    Attributes:
-        output: Folder of everything that is written.
-        scene: Capture to test on, anything `sr3d.load_scene` reads; None to leave it out.
-        config: Training configuration; paths in it that start with `outputs/demo` are moved to `output`.
-        overrides: Further arguments of the training, e.g. `--trainer.max_steps=10`.
-        size: Width and height of procedural views.
-        views: Views per procedural clip.
-        scenes: Worlds per split: train, val, test.
-        targets: Views per test clip that no method is given.
-        seed: Of the procedural worlds.
-        capture: How the capture becomes a test set.
-        shown: Target views per experiment that the report shows.
-        zoom: Final magnification, a power of the network's factor.
-        frames: Of a zoom's video.
-    """
-
-    output: Path = Path("outputs/demo")
-    scene: Path | None = None
-    config: Path = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
-    overrides: list[str] = field(default_factory=list)
-    size: int = 192
-    views: int = 5
-    scenes: dict[str, int] = field(default_factory=lambda: {"train": 80, "val": 6, "test": 12})
-    targets: int = 3
-    seed: int = 0
-    capture: CaptureConfig = field(default_factory=CaptureConfig)
-    shown: int = 2
-    zoom: int = 16
-    frames: int = 72
-
-
-@dataclass(kw_only=True)
-class Trained:
-    """Result of the training stage.
-
-    Attributes:
-        network: In `eval()` mode.
-        checkpoint: Where it is stored.
-        curves: Columns of the log.
-    """
-
-    network: SuperResolver
-    checkpoint: Path
-    curves: dict[str, list[tuple[float, float]]]
 
 
 def run_demo(config: DemoConfig, console: Console | None = None) -> Report:
@@ -117,12 +64,11 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Report:
         key = "procedural" if source == "sweep" else "procedural_depth"
         title = f"Held-out procedural places, {_SOURCE_WORDS[source]}"
         with _stage(f"evaluation {key}", title.lower(), report, console):
-            batches = test_batches(config, trained.network.config.factor)
-            report.experiments.append(experiment(trained.network, key, title, batches, source, config.shown, console))
+            report.experiments.append(procedural_experiment(config, trained, key, title, source))
     if capture is None:
         report.missing = {k: "no capture was given (make demo SCENE=path)" for k in ("real", "real_depth")}
     else:
-        evaluate_capture(trained.network, capture, config, report, console)
+        _evaluate_capture(trained, capture, config, report, console)
     with _stage("zoom procedural", f"zooming {config.zoom}x into a held-out table-top", report, console):
         report.zooms.append(zoom_world(trained.network, config))
     if capture is not None:
@@ -157,7 +103,7 @@ def clear_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise Sr3dError(output, "output", "a file", "a folder, or a name that is free")
     output.mkdir(parents=True, exist_ok=True)
-    for name in ("training", "zoom-procedural", "zoom-real"):
+    for name in ("training", "evaluation", "zoom-procedural", "zoom-real"):
         shutil.rmtree(output / name, ignore_errors=True)
     for name in ("report.json", "report.html", "config.yaml"):
         (output / name).unlink(missing_ok=True)
@@ -218,19 +164,7 @@ def train(config: DemoConfig) -> Trained:
     return Trained(network=SuperResolver.from_pretrained(checkpoint), checkpoint=checkpoint, curves=curves)
 
 
-def test_batches(config: DemoConfig, factor: int) -> list[Batch]:
-    """Every test clip: its ends as inputs, views spread between them as targets."""
-    views = ViewConfig(target=min(config.targets, config.views - 2))
-    return list(
-        ClipBatches(
-            config.output / "shards" / "test", BatchConfig(factor=factor, views=views), shuffle=False, strict=True
-        )
-    )
-
-
-def evaluate_capture(
-    network: SuperResolver, capture: Capture, config: DemoConfig, report: Report, console: Console
-) -> None:
+def _evaluate_capture(trained: Trained, capture: Capture, config: DemoConfig, report: Report, console: Console) -> None:
     """Add `real`, and `real_depth` or the reason why it is missing, to the report."""
     for source in _SOURCES:
         key = "real" if source == "sweep" else "real_depth"
@@ -239,45 +173,7 @@ def evaluate_capture(
             continue
         title = f"Real capture {capture.scene.name}, {_SOURCE_WORDS[source]}"
         with _stage(f"evaluation {key}", title, report, console):
-            batches = list(capture_batches(capture, config.capture))
-            report.experiments.append(experiment(network, key, title, batches, source, config.shown, console))
-
-
-def experiment(
-    network: SuperResolver,
-    key: str,
-    title: str,
-    batches: Sequence[Batch],
-    source: Source,
-    shown: int,
-    console: Console,
-) -> Experiment:
-    """Scores of all methods on all batches, and the middle target view of the first few."""
-    coarse = CoarseConfig(source=source)
-    bar = track(batches, description="scenes", console=console, transient=True)
-    result = evaluate(network, bar, coarse).as_dict()
-    comparisons = [compare(draw_methods(network, batch, coarse)) for batch in batches[:shown]]
-    return Experiment(key=key, title=title, result=result, comparisons=comparisons)
-
-
-def compare(drawn: Drawn) -> Comparison:
-    """The middle target view of the first scene of a drawn batch."""
-    context, target = drawn.batch.context, drawn.batch.target
-    t = target.images.shape[1] // 2
-    centers, at = context.posed().positions[0], target.posed().positions[0, t]
-    nearest = int((centers - at).norm(dim=-1).argmin())
-    depths = {m: r.depth[0, t] for m, r in drawn.renderings.items()}
-    if target.depths is not None:
-        depths["truth"] = target.depths[0, t]
-    return Comparison(
-        title=context.name,
-        given=context.images[0, nearest],
-        renderings={m: r.rgb[0, t] for m, r in drawn.renderings.items()},
-        depths=depths,
-        truth=target.images[0, t],
-        covered=drawn.covered[0, t],
-        scores={m: {k: float(v[0, t]) for k, v in drawn.metrics(m).items()} for m in drawn.renderings},
-    )
+            report.experiments.append(capture_experiment(config, trained, capture, key, title, source))
 
 
 def zoom_world(network: SuperResolver, config: DemoConfig) -> ZoomShown:
@@ -343,7 +239,8 @@ def protocol_words(config: DemoConfig, capture: Capture | None, factor: int) -> 
         "by plane-sweep stereo between the two inputs, or given: the same for all methods.",
         "“Covered” counts the target pixels where the coarse scene is solid (alpha over 0.8): one mask for all "
         "methods. What no input sees would otherwise hide the differences. “Whole” counts every pixel.",
-        "PSNR and SSIM are means over target views. A gain is sr3d minus upsampled: negative where sr3d is worse.",
+        "PSNR and SSIM are means over places (of a capture, over pairs of inputs) of means over target views. A gain "
+        "is sr3d minus upsampled: negative where sr3d is worse.",
         f"The zoom adds levels by the same network, {factor}× at a time. In the procedural world the truth is drawn "
         "anew at every magnification; of a photograph it is known up to the photograph's own resolution. The zoom "
         "stays at the first input's place: “bicubic” enlarges that input, so at 1× it is nearly the truth itself.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import glob
 import math
 import time
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from sr3d.errors import Sr3dError
 
 Source = Literal["sweep", "depth"]
 T = TypeVar("T", int, float)
+DEMO_CHECKPOINT = Path("outputs/demo/training/predictor.ckpt")
 
 
 def doctor() -> None:
@@ -95,66 +96,102 @@ def train(*arguments: str) -> None:
 
 
 def evaluate(
-    data: Path,
     *,
-    checkpoint: Path,
-    source: Source | None = None,
+    protocol: str = "procedural",
+    methods: str = "bicubic,coarse,upsampled,scaffold,sr3d",
+    checkpoint: str | None = None,
+    scenes: str | None = None,
     index: Path | None = None,
-    targets: int = 3,
-    pairs: int = 5,
-    max_pixels: int = 36_000,
+    source: Source | None = None,
+    data: dict[str, Any] | None = None,
+    metrics: str | None = None,
+    limit: int | None = None,
+    allow_missing: bool = False,
     condition: Literal["image", "text"] | None = None,
-    output: Path = Path("evaluation.json"),
+    text_model: str | None = None,
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    threads: int = 1,
+    seed: int = 0,
+    wandb: bool = False,
+    output: Path | None = None,
 ) -> None:
-    """Compare coarse, upsampled, scaffold and sr3d on views that were not given.
+    """Compare methods by a protocol: tables with intervals, plots, a report, JSON.
+
+    A run that was stopped goes on where it was, case by case.
 
     Args:
-        data: Folder of shards, a tar file, or a capture with poses.
-        checkpoint: Trained network (.ckpt or .safetensors).
-        source: Where coarse depth comes from: plane-sweep stereo or the data; both, where possible, if left out.
-        index: Frozen evaluation index (`sr3d freeze`, or one of pixelSplat's family): the views of every clip.
-        targets: Target views per clip or pair of inputs; an index has its own.
-        pairs: Pairs of input views of a capture; shards come with theirs.
-        max_pixels: Views are reduced first until an input has no more pixels than this.
-        condition: What a network with conditioning is told about each clip: its middle input view, or its text, seen
+        protocol: Name of a shipped protocol (docs/protocols.md), or a YAML file.
+        methods: NAME, NAME:ARGUMENT or LABEL=NAME:ARGUMENT, separated by commas. bicubic, coarse, upsampled, scaffold;
+            optimise:STEPS; sr3d:CHECKPOINT; ply:PATH with {scene}, for somebody else's Gaussians.
+        checkpoint: Trained network (.ckpt, .safetensors, a folder, a name on the Hugging Face hub); that of the demo
+            if left out.
+        scenes: Folders of captures, separated by commas, * allowed; for shards the folder of shards.
+        index: Frozen evaluation index (`sr3d freeze`, or one of pixelSplat's family).
+        source: Where coarse depth comes from: plane-sweep stereo or the data; the protocol's choice if left out.
+        data: Values that take the place of the protocol's own, e.g. --data.pairs 3 for captures.
+        metrics: Names, separated by commas; the protocol's if left out.
+        limit: Evaluate this many cases from the first on, for a quick look.
+        allow_missing: List cases that cannot be evaluated instead of failing.
+        condition: What a network with conditioning is told about each scene: its middle input view, or its text, seen
             by the CLIP model of its training; nothing if left out.
-        output: JSON file to write (or -o).
+        text_model: CLIP model that reads the names of classes, to score a network with semantics on labels.
+        accelerator: Where to run.
+        devices: Processes on this machine, one for each GPU.
+        nodes: Machines.
+        threads: PyTorch's threads of each process.
+        seed: Of everything random.
+        wandb: Log the results to wandb; offline where no account is configured.
+        output: Folder to write (or -o); outputs/evaluation/PROTOCOL if left out.
     """
     from rich.console import Console
 
-    from sr3d.capture import CaptureConfig
-    from sr3d.coarse import CoarseConfig
-    from sr3d.io.atomic import atomic
-    from sr3d.models import SuperResolver
-    from sr3d.report import method_table
-    from sr3d.testset import open_test_set
-    from sr3d.training.evaluate import embedder_of
-    from sr3d.training.evaluate import evaluate as score
+    from sr3d.evaluation.cases import Sources
+    from sr3d.evaluation.methods import MethodOptions
+    from sr3d.evaluation.output import write_output
+    from sr3d.evaluation.protocol import read_protocol
+    from sr3d.evaluation.run import RunConfig, run_protocol
 
-    for name, value in (("targets", targets), ("pairs", pairs), ("max_pixels", max_pixels)):
-        if value < 1:
-            raise Sr3dError("sr3d eval", f"--{name}", value, "1 or more")
-    network = SuperResolver.from_pretrained(checkpoint)
-    embedder = None if condition is None else embedder_of(network, condition)
-    config = CaptureConfig(factor=network.config.factor, pairs=pairs, targets=targets, max_pixels=max_pixels)
-    tests = open_test_set(data, config, index)
-    sources: list[Source] = [source] if source else ["sweep", "depth"] if tests.has_depth else ["sweep"]
-    results: dict[str, Any] = {}
-    for chosen in sources:
-        scored = score(network, tests.batches(), CoarseConfig(source=chosen), embedder)
-        tests.check_complete(scored.views)
-        results[chosen] = scored.as_dict()
-        Console().print(method_table(results[chosen], f"{data}, depth source: {chosen}"))
-    content = {
-        "data": str(data),
-        "checkpoint": str(checkpoint),
-        "condition": condition,
-        **results,
-        "protocol": tests.protocol,
-    }
-    with atomic(output) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written: {output}")
+    chosen = read_protocol(protocol)
+    trained = checkpoint or (str(DEMO_CHECKPOINT) if DEMO_CHECKPOINT.is_file() else None)
+    folder = output or Path("outputs/evaluation") / chosen.name
+    config = RunConfig(
+        output=folder,
+        methods=_words(methods),
+        options=MethodOptions(checkpoint=trained, condition=condition, text_model=text_model),
+        sources=Sources(paths=_folders(scenes), index=index),
+        source=source,
+        data=data or {},
+        metrics=_words(metrics),
+        limit=limit,
+        allow_missing=allow_missing,
+        accelerator=accelerator,
+        devices=devices,
+        nodes=nodes,
+        threads=threads,
+        seed=seed,
+    )
+    results = run_protocol(chosen, config)
+    if results is not None:
+        write_output(results, folder, Console(), wandb)
+
+
+def compare(a: Path, b: Path) -> int:
+    """Say what became worse from one evaluation to another, on the same views; 1 if anything did beyond chance.
+
+    Args:
+        a: results.json of the run before.
+        b: results.json of the run after.
+    """
+    from rich.console import Console
+
+    from sr3d.evaluation.compare import compare as compare_runs
+    from sr3d.evaluation.compare import terminal
+
+    found = compare_runs(a, b)
+    Console().print(terminal(found))
+    return 1 if found.regressed else 0
 
 
 def freeze(
@@ -181,12 +218,18 @@ def freeze(
         inputs: Number of input views.
         targets: Number of views to predict, between the inputs.
     """
+    from sr3d.datasets.evaluation import freeze as choose
+    from sr3d.datasets.evaluation import write_evaluation
+    from sr3d.datasets.reader import ShardDataset
+    from sr3d.datasets.shards import read_index
     from sr3d.datasets.views import ViewConfig
-    from sr3d.testset import freeze_shards
+    from sr3d.evaluation.cases.shards import shards_digest
 
     config = ViewConfig(by=by, low=low, high=high, max_angle=max_angle, context=inputs, target=targets)
-    items, left_out = freeze_shards(data, output, config)
-    print(f"{items} items, {left_out} clips left out: {output}")
+    clips = ShardDataset(data).clips()
+    frozen = choose(clips, config, source=read_index(data).source, sha256=shards_digest(data))
+    write_evaluation(output, frozen)
+    print(f"{len(frozen.items)} items, {len(frozen.left_out)} clips left out: {output}")
 
 
 def upscale(
@@ -341,3 +384,17 @@ def _numbers(text: str | None, option: str, kind: Callable[[str], T]) -> list[T]
     if not all(math.isfinite(v) for v in values):
         raise Sr3dError("sr3d", option, repr(text), "finite numbers")
     return values
+
+
+def _words(text: str | None) -> list[str]:
+    """A comma-separated list of names."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _folders(text: str | None) -> list[Path]:
+    """A comma-separated list of folders; those with a star stand for all folders that match, in order."""
+    out: list[Path] = []
+    for part in _words(text):
+        found = [Path(p) for p in sorted(glob.glob(part)) if Path(p).is_dir()]
+        out += found if "*" in part else [Path(part)]
+    return out

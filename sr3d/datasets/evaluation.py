@@ -172,7 +172,10 @@ def indexed_batches(
             item: its clip has fewer views, or cannot be read.
     """
     stored = stored_names(index, names, sha256)
-    return (item_batch(item, lookup(stored[item.clip]), factor, config, seed, image_size) for item in index.items)
+    return (
+        Batch.stack([item_batch(item, lookup(stored[item.clip]), factor, config, seed, image_size)])
+        for item in index.items
+    )
 
 
 def stored_names(index: EvaluationIndex, names: Collection[str], sha256: str | None = None) -> dict[str, str]:
@@ -213,7 +216,7 @@ def item_batch(
     seed: int = 0,
     image_size: tuple[int, int] | None = None,
 ) -> Batch:
-    """The batch [1, ...] of one item; arguments as for `indexed_batches`.
+    """The views of one item [V, ...]; arguments as for `indexed_batches`.
 
     Raises:
         Sr3dError: The clip has fewer views, or cannot be read.
@@ -226,7 +229,7 @@ def item_batch(
     context, target = ([place[v] for v in chosen] for chosen in (item.context, item.target))
     own = int.from_bytes(hashlib.sha256(f"{seed} {item.clip}".encode()).digest()[:8], "big")
     scene = clip.scene(views) if image_size is None else resize_scene(clip.scene(views), image_size)
-    return Batch.stack([make_batch(scene, context, target, factor, config, own, anywhere=True)])
+    return make_batch(scene, context, target, factor, config, own, anywhere=True)
 
 
 def _own(path: Path, content: dict[str, Any]) -> EvaluationIndex:

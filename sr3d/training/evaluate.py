@@ -1,8 +1,7 @@
-"""The table that every claim rests on: coarse, upsampled, scaffold and sr3d on views that were not given as input."""
+"""Validation clips drawn by every method: coarse, upsampled, scaffold and sr3d."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,31 +13,9 @@ from sr3d.coarse import CoarseConfig, DepthSource, coarse_gaussians, upsampled_g
 from sr3d.datasets.batch import Batch
 from sr3d.gaussians import Gaussians
 from sr3d.models import SuperResolver
-from sr3d.models.estimate import out_of_memory_explained
 from sr3d.rendering import Rendering, render
 from sr3d.training.conditions import ConditionConfig, Embedder, clip_of
 from sr3d.training.metrics import COVERED_ALPHA, image_metrics
-
-METHODS = ("coarse", "upsampled", "scaffold", "sr3d")
-
-
-@dataclass
-class Evaluation:
-    """Means over all target views of all scenes.
-
-    Attributes:
-        coverage: Share of target pixels where the coarse scene has alpha > 0.8; one mask for all methods.
-        scores: Per method: `psnr`, `psnr_covered` (dB), `ssim`, `gaussians` (mean count of those with opacity > 0).
-        views: Number of target views.
-    """
-
-    coverage: float
-    scores: dict[str, dict[str, float]]
-    views: int
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON: `coverage`, `views`, and one entry per method."""
-        return {"coverage": self.coverage, "views": self.views, **self.scores}
 
 
 @dataclass
@@ -102,40 +79,6 @@ def draw_methods(
         # Each method is one complete level: there is nothing to fade to.
         drawn.renderings[method] = render(gaussians, batch.target.posed(), lod=False)
     return drawn
-
-
-def evaluate(
-    network: SuperResolver, batches: Iterable[Batch], config: CoarseConfig, embedder: Embedder | None = None
-) -> Evaluation:
-    """Average metrics of every method over all target views.
-
-    Args:
-        network: Used as it is; put it in `eval()` mode first.
-        batches: Context, truth and target views.
-        config: Coarse stage, the same for all methods.
-        embedder: What a network with conditioning is told about each clip; nothing if None.
-    """
-    coverage: list[Tensor] = []
-    values: dict[str, dict[str, list[Tensor]]] = {m: {} for m in METHODS}
-    counts: dict[str, list[float]] = {m: [] for m in METHODS}
-    for batch in batches:
-        with out_of_memory_explained("sr3d eval", network.config, batch.context.images):
-            embedding, known = (None, None) if embedder is None else embedder(batch)
-            drawn = draw_methods(network, batch, config, embedding, known)
-        coverage.append(drawn.covered.float().mean(dim=(-2, -1)).flatten())
-        for method in METHODS:
-            counts[method].append(float((drawn.gaussians[method].opacities > 0).sum(dim=-1).float().mean()))
-            for name, value in drawn.metrics(method).items():
-                values[method].setdefault(name, []).append(value.flatten())
-    scores = {
-        m: {
-            **{name: float(torch.cat(parts).nanmean()) for name, parts in values[m].items()},
-            "gaussians": sum(counts[m]) / len(counts[m]),
-        }
-        for m in METHODS
-    }
-    joined = torch.cat(coverage)
-    return Evaluation(coverage=float(joined.mean()), scores=scores, views=len(joined))
 
 
 def embedder_of(network: SuperResolver, kind: Literal["image", "text"]) -> Embedder:

@@ -9,13 +9,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sr3d.datasets.batch import reduce_scene
+from sr3d.datasets.batch import crop_scene, reduce_scene
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.io import load_scene
@@ -23,6 +22,7 @@ from sr3d.lod import Forest
 from sr3d.models import SuperResolver
 from sr3d.scene import Scene
 from sr3d.training.conditions import prompt_embedding
+from sr3d.zoom.cameras import CAMERAS, ZoomCameras, write_cameras
 from sr3d.zoom.loop import ZoomLevel, zoom_into
 from sr3d.zoom.measure import Magnified, Truth, consistency, frame_changes, magnify, photograph
 from sr3d.zoom.path import zoom_path
@@ -76,7 +76,8 @@ def run_zoom(
     if not (0 <= target[0] <= size[0] and 0 <= target[1] <= size[1]):
         raise Sr3dError("sr3d zoom", "target", target, f"a pixel of the first photograph, {size[0]} x {size[1]}")
     reduction = -(-photographs.images.shape[-2] // width)
-    photographs = _cropped(photographs, reduction)
+    width, height = (side - side % reduction for side in size)
+    photographs = crop_scene(photographs, 0, 0, width, height)
     low = reduce_scene(photographs, reduction)
     center = (target[0] / reduction, target[1] / reduction)
     truth = photograph(photographs.images[0], photographs.posed().index([0]))
@@ -99,6 +100,7 @@ def run_zoom(
             output,
             step=network.config.factor,
             truth=truth,
+            prompt=prompt,
             frames=frames,
             video_width=video_width,
             on_frame=lambda: progress.advance(video),
@@ -114,11 +116,12 @@ def write_results(
     *,
     step: int,
     truth: Truth | None = None,
+    prompt: str | None = None,
     frames: int = 120,
     video_width: int = 512,
     on_frame: Callable[[], None] | None = None,
 ) -> dict[str, object]:
-    """Write `scene.sr3d`, `scene.ply`, `zoom.mp4`, `contact.png` and `metrics.json`, all complete or none.
+    """Write `scene.sr3d`, `scene.ply`, `cameras.json`, `zoom.mp4`, `contact.png` and `metrics.json`: all or none.
 
     The contact sheet shows magnification m with the pixels of the low-resolution input, so that level log_step(m) is
     drawn at its native footprint. The video shows the same fields of view, from the whole frame on, with more pixels:
@@ -132,6 +135,7 @@ def write_results(
         output: Folder, made if needed.
         step: Factor of the network.
         truth: What the first view shows at higher magnifications, where known.
+        prompt: Words that the scene was made with.
         frames: Of the video, ≥ 2.
         video_width: Longer side of the video, pixels.
         on_frame: Called after each frame of the video.
@@ -150,6 +154,8 @@ def write_results(
         blocks = Forest.from_gaussians(forest.to("cpu"), torch.cat([level.links for level in levels]))
         blocks.save(folder / "scene.sr3d")
         forest.save(folder / "scene.ply")
+        shown = {level.level: first.zoomed(float(step**level.level), center) for level in levels}
+        write_cameras(folder / CAMERAS, ZoomCameras(levels=shown, center=center, prompt=prompt or ""))
         seconds["scene.sr3d, scene.ply"] = _lap(start)
 
         start = time.perf_counter()
@@ -196,19 +202,6 @@ def _column_metrics(column: Magnified) -> dict[str, object]:
 
 def _lap(start: float) -> float:
     return round(time.perf_counter() - start, 3)
-
-
-def _cropped(scene: Scene, multiple: int) -> Scene:
-    """Without the last rows and columns that a reduction by `multiple` would split."""
-    cameras = scene.posed()
-    width, height = cameras.width - cameras.width % multiple, cameras.height - cameras.height % multiple
-    return replace(
-        scene,
-        images=scene.images[:, :height, :width],
-        cameras=cameras.cropped(0, 0, width, height),
-        depths=None if scene.depths is None else scene.depths[:, :height, :width],
-        labels=None if scene.labels is None else scene.labels[:, :height, :width],
-    )
 
 
 def _check_output(output: str | Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from sr3d.evaluation.case import Made, Task
@@ -24,7 +23,7 @@ class MethodOptions:
     """
 
     argument: str | None = None
-    checkpoint: Path | None = None
+    checkpoint: str | None = None
     factor: int = 4
     device: str = "cpu"
     condition: Literal["image", "text"] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,11 +39,26 @@ class Ply(Method):
 
     def make(self, task: Task) -> Made:
         """The scene as it is stored."""
-        paths = [Path(p.replace("{scene}", task.scene).replace("{folder}", task.folder)) for p in self.patterns]
-        path = next((p for p in paths if p.exists()), None)
-        if path is None:
-            raise Sr3dError(task.name, "Gaussians", f"no {' or '.join(map(str, paths))}", "a .ply or .sr3d file")
-        if path.suffix == ".sr3d":
-            return Made(gaussians=Forest.load(path).to(self.options.device), notes={"file": str(path)})
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return Made(gaussians=Gaussians.load(path).to(self.options.device), notes={"file": str(path), "sha256": digest})
+        scene, path = stored_scene(task.scene, task.folder, self.patterns)
+        notes: dict[str, object] = {"file": str(path)}
+        if path.is_file():
+            notes["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return Made(gaussians=scene.to(self.options.device), notes=notes)
+
+
+def stored_scene(scene: str, folder: str, patterns: Sequence[str] = _DEFAULT) -> tuple[Gaussians | Forest, Path]:
+    """Gaussians of a scene from the first file that is there, and which one it is.
+
+    Args:
+        scene: Name of the scene.
+        folder: Of its own files.
+        patterns: Paths with {scene} or {folder}.
+
+    Raises:
+        Sr3dError: No such file, or it cannot be read.
+    """
+    paths = [Path(p.replace("{scene}", scene).replace("{folder}", folder)) for p in patterns]
+    path = next((p for p in paths if p.exists()), None)
+    if path is None:
+        raise Sr3dError(scene, "Gaussians", f"no {' or '.join(map(str, paths))}", "a .ply or .sr3d file")
+    return Forest.load(path) if path.suffix == ".sr3d" else Gaussians.load(path), path
