@@ -10,7 +10,7 @@ from sr3d.evaluation.results import Results
 from sr3d.evaluation.statistics import COSTS, Mean, Paired, Summary, columns_of
 
 MAIN = ("psnr_covered", "psnr", "ssim", "lpips")
-_WIDEST, _MOST_SCENES, _FEW = 5, 50, 10
+_WIDEST, _MOST_SCENES, _FEW = 4, 50, 10
 
 
 @dataclass(kw_only=True)
@@ -148,7 +148,7 @@ def _table(results: Results, title: str, columns: Sequence[str], means: dict[str
 
 
 def _scores(results: Results, summary: Summary, level: int, named: str) -> list[Sheet]:
-    """Metrics of one level, five columns to a table; with those of all views together where there is one level."""
+    """Metrics of one level, four columns to a table; with those of all views together where there is one level."""
     means = {method: dict(found) for method, found in summary.means[level].items()}
     if len(summary.levels) == 1:
         for method, pooled in _pooled_means(results).items():
@@ -156,7 +156,9 @@ def _scores(results: Results, summary: Summary, level: int, named: str) -> list[
     columns = [c for c in results.columns if any(c in found for found in means.values())]
     title = results.protocol.get("title") or results.protocol.get("name", "")
     parts = [columns[i : i + _WIDEST] for i in range(0, len(columns), _WIDEST)]
-    found = [_table(results, f"{title}{named}", part, means) for part in parts]
+    found = [
+        _table(results, f"{title}{named}{' (continued)' if i else ''}", part, means) for i, part in enumerate(parts)
+    ]
     n = max((mean.n for row in summary.means[level].values() for mean in row.values()), default=0)
     if found:
         scenes = len(summary.rows[level])
