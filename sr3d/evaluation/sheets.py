@@ -68,10 +68,9 @@ def sheets(results: Results, summary: Summary) -> list[Sheet]:
 
 
 def number(value: int | float, about: dict[str, Any], sign: str = "") -> str:
-    """A value with the decimals of its column; bytes in MB, large whole numbers with separators."""
-    if about["unit"] == "bytes":
-        return f"{value / 1e6:{sign}z,.0f} MB"
-    return f"{value:{sign}z,.{about['digits']}f}"
+    """A value with the decimals of its column, bytes in MB, thousands apart; what rounds to zero has no sign."""
+    shown, digits, unit = (value / 1e6, 0, " MB") if about["unit"] == "bytes" else (value, about["digits"], "")
+    return f"{shown:{sign if round(shown, digits) else ''}z,.{digits}f}{unit}"
 
 
 def heading(column: str, about: dict[str, Any]) -> str:
