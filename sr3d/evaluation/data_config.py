@@ -63,7 +63,12 @@ class ProceduralData:
         _levels(self.levels)
         zoom = self.levels != [1]
         _require(not zoom or self.targets == 1, "targets", self.targets, "1 with a zoom")
-        _require(self.views >= (2 if zoom else self.targets + 2), "views", self.views, "two inputs and the targets between them")
+        _require(
+            self.views >= (2 if zoom else self.targets + 2),
+            "views",
+            self.views,
+            "two inputs and the targets between them",
+        )
         found = f"{len(self.centers)} for {len(seeds)} worlds"
         expected = "one for each world" if zoom else "none without a zoom"
         _require(len(self.centers) == (len(seeds) if zoom else 0), "centers", found, expected)

@@ -11,26 +11,9 @@ import yaml
 from sr3d.coarse import DepthSource
 from sr3d.errors import Sr3dError
 from sr3d.evaluation.data_config import Data, DataKind, HoldoutData, ProceduralData, ShardsData, data_from_dict
+from sr3d.evaluation.metrics import METRICS
 from sr3d.models.config import _group
 
-METRICS = (
-    "psnr",
-    "ssim",
-    "ms_ssim",
-    "lpips",
-    "fid",
-    "clip_score",
-    "clip_iqa",
-    "niqe",
-    "musiq",
-    "q_align",
-    "q_align_aesthetic",
-    "semantics",
-    "depth",
-    "pose_auc",
-    "warp_error",
-    "fvd",
-)
 _SHIPPED = Path(__file__).parent / "protocols"
 
 
@@ -73,7 +56,8 @@ class Protocol:
         data: Options of that kind, its frozen index among them; `sr3d.evaluation.data_config.data_from_dict` makes
             them typed.
         factor: Ratio of the resolutions, per side.
-        metrics: Names, in the order of the tables. Seconds, FPS, memory and numbers of Gaussians are always there.
+        metrics: Keys of `sr3d.evaluation.metrics.METRICS`, in the order of the tables. Seconds, FPS, memory and numbers
+            of Gaussians are always there.
         baseline: Method that differences are taken to.
         source: Where the coarse stage gets depth.
         published: Rows to print beside ours.

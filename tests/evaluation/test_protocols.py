@@ -21,7 +21,8 @@ from sr3d.evaluation.data_config import (
     ShardsData,
     data_from_dict,
 )
-from sr3d.evaluation.protocol import METRICS, protocol_names, read_protocol
+from sr3d.evaluation.metrics import METRICS
+from sr3d.evaluation.protocol import protocol_names, read_protocol
 from sr3d.figures import busiest_window
 from sr3d.scene import Scene
 

@@ -81,7 +81,7 @@ TABLES = {
         SuperGaussian               | 1941.06
     """,
     ("gaussianzoom_extreme", 0): """
-        clip_iqa | musiq | niqe
+        CLIP-IQA | musiq | niqe
         GaussianZoom     | .436 | 42.21 | 5.53
         SRGS             | .346 | 17.27 | 15.54
         Sequence Matters | .302 | 15.44 | 15.25
