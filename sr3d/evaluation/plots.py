@@ -25,7 +25,7 @@ Cost = Literal["seconds", "gaussians"]
 _COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#06b6d4", "#ec4899", "#84cc16")
 _MARKERS = "osD^vPX*"
 _WIN, _LOSS, _TIE = "#10b981", "#ef4444", "#9ca3af"
-_COST_TITLES = {"seconds": "seconds per scene, coarse stage included", "gaussians": "Gaussians"}
+_COST_TITLES = {"seconds": "seconds per case, coarse stage included", "gaussians": "Gaussians"}
 _NAMED = 40  # scenes; more are drawn without their names
 
 
@@ -96,7 +96,7 @@ def quality_against(results: Results, summary: Summary, focus: Focus, cost: Cost
         results: What was found.
         summary: Its statistics.
         focus: Level and metric.
-        cost: Seconds from input views to Gaussians, or number of Gaussians; means over scenes.
+        cost: Seconds from input views to Gaussians, or number of Gaussians; means over scenes (cases).
         kind: An SVG element for pages of any colour, or a PNG on white.
 
     Returns:
@@ -206,7 +206,9 @@ def _series(axis: Any, results: Results, method: str, xs: list[Any], means: list
     line.set_gid(gid)
     for x, mean in zip(xs, means):
         if mean.low is not None and mean.high is not None:
-            axis.plot([x, x], [mean.low, mean.high], color=color, linewidth=1.4, alpha=0.55, marker="_", zorder=2)
+            ends = [mean.low, mean.high]
+            (bar,) = axis.plot([x, x], ends, color=color, linewidth=1.4, alpha=0.55, marker="_", zorder=2)
+            bar.set_gid(f"{gid}-interval")
 
 
 def _logarithmic(axis: Any, values: list[float]) -> None:

@@ -263,8 +263,8 @@ def _protocol(results: Results) -> str:
 
 
 def _provenance(results: Results) -> str:
-    facts = {**results.provenance, **{f"run {k}": v for k, v in results.timing.items()}}
-    versions = facts.pop("versions", {})
-    shown = page.facts({k: page.number(v) for k, v in page.flat(facts).items()})
-    packages = page.facts({k: page.number(v) for k, v in page.flat({"package": versions}).items()})
-    return page.card("Machine, versions", f"{shown}<details><summary>Versions</summary>{packages}</details>", "machine")
+    facts = {k: page.number(v) for k, v in page.flat({**results.provenance, "run": results.timing}).items()}
+    versions = {k: v for k, v in facts.items() if "versions" in k.split()}
+    shown = page.facts({k: v for k, v in facts.items() if k not in versions})
+    packages = f"<details><summary>Versions</summary>{page.facts(versions)}</details>"
+    return page.card("Machine, versions", shown + packages, "machine")
