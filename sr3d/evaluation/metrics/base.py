@@ -76,8 +76,9 @@ class ViewMetric(ABC):
 
     Attributes:
         columns: What `measure` returns, in order.
-        needs: Parts of an observation without which the metric has no value: "truth", "depths", "labels", "text",
-            "estimated". Where one is missing, the column is left out and the reason is reported.
+        needs: Parts of an observation without which the metric has no value: "truth", "depth" (drawn), "depths" (true
+            and drawn), "labels" (and scores of classes), "text", "estimated" (and given poses). Where one is missing,
+            the metric is not asked, and the reason is reported.
     """
 
     columns: ClassVar[tuple[Column, ...]]
@@ -118,8 +119,4 @@ class SetMetric(ABC):
 
     @abstractmethod
     def finish(self, states: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Values of every column from the states of all cases, in the order of the protocol; NaN for one without.
-
-        Raises:
-            MetricUnavailable: There are too few views for the metric to mean something.
-        """
+        """Values of every column from the states of all cases, in the order of the protocol; NaN for one without."""

@@ -42,7 +42,13 @@ def check_observation(seen: Observation) -> None:
             bad = ~torch.isfinite(part).flatten(1)
             _refuse(seen, field, bad, "NaN or inf", "finite numbers")
             if field in ("rgb", "truth.images"):
-                _refuse(seen, field, ((part < -_ROUNDING) | (part > 1 + _ROUNDING)).flatten(1), "colours outside [0, 1]", "0 to 1")
+                _refuse(
+                    seen,
+                    field,
+                    ((part < -_ROUNDING) | (part > 1 + _ROUNDING)).flatten(1),
+                    "colours outside [0, 1]",
+                    "0 to 1",
+                )
     _refuse(seen, "covered", ~seen.covered.flatten(1).any(dim=1, keepdim=True), "an empty mask", "covered pixels")
 
 

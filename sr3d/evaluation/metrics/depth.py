@@ -17,7 +17,7 @@ class DepthError(ViewMetric):
 
     Drawn depth d and truth d* are divided by their medians first, over pixels that have both. Pixels whose truth is
     known but where nothing is drawn count with d = 0: an error of 100 %, and no inlier. Over all pixels of known
-    depth, and over those that are covered. Methods without depth have no value.
+    depth, and over those that are covered.
     """
 
     columns = (
@@ -30,14 +30,13 @@ class DepthError(ViewMetric):
 
     def measure(self, seen: Observation) -> dict[str, Float[Tensor, " t"]]:
         """rel and τ of every view; NaN where no pixel has both depths."""
-        assert seen.truth is not None and seen.truth.depths is not None
-        values = torch.full((len(seen.rgb), 4), torch.nan, dtype=torch.float64)
-        if seen.depth is not None:
-            for i, (depth, truth) in enumerate(zip(seen.depth.double(), seen.truth.depths.double())):
-                known = (truth > 0) & torch.isfinite(truth)
-                part = _errors(depth, truth, known & seen.covered[i])
-                values[i] = torch.tensor([*_errors(depth, truth, known), *part], dtype=torch.float64)
-        return dict(zip((column.name for column in self.columns), values.unbind(dim=1)))
+        assert seen.truth is not None and seen.truth.depths is not None and seen.depth is not None
+        rows = []
+        for depth, truth, covered in zip(seen.depth.double(), seen.truth.depths.double(), seen.covered):
+            known = (truth > 0) & torch.isfinite(truth)
+            rows.append([*_errors(depth, truth, known), *_errors(depth, truth, known & covered)])
+        values = torch.tensor(rows, dtype=torch.float64).unbind(dim=1)
+        return dict(zip((column.name for column in self.columns), values))
 
 
 def _errors(

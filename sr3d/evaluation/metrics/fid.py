@@ -41,11 +41,7 @@ class Fid(SetMetric):
         return {name: torch.cat([self._features(x) for x in images]) for name, images in pictures.items()}
 
     def finish(self, states: list[dict[str, Tensor]]) -> dict[str, float]:
-        """FID of all views of all cases, and their number.
-
-        Raises:
-            MetricUnavailable: There are fewer than two views.
-        """
+        """FID of all views of all cases, NaN for fewer than two; and their number."""
         drawn, true = (torch.cat([state[name] for state in states]) for name in ("drawn", "true"))
         return {"fid": frechet_distance(drawn, true), "fid_views": float(len(drawn))}
 

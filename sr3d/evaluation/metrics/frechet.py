@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sr3d.evaluation.metrics.base import MetricUnavailable
-
 
 def frechet_distance(drawn: Float[Tensor, "n d"], true: Float[Tensor, "m d"]) -> float:
     """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½) of Gaussians fitted to both sets, in float64 (Heusel et al. 2017, Eq. 6).
@@ -15,11 +13,10 @@ def frechet_distance(drawn: Float[Tensor, "n d"], true: Float[Tensor, "m d"]) ->
     With Σ₁ = AᵀA and Σ₂ = BᵀB the trace of the root is the sum of the singular values of A Bᵀ: exact for singular
     covariances too, where the root of a matrix is not.
 
-    Raises:
-        MetricUnavailable: A set has fewer than two members, hence no covariance.
+    NaN where a set has fewer than two members, hence no covariance.
     """
     if min(len(drawn), len(true)) < 2:
-        raise MetricUnavailable(f"{min(len(drawn), len(true))} to compare, 2 or more have a covariance")
+        return torch.nan
     first, second = (x.double() for x in (drawn, true))
     mean = (first.mean(dim=0) - second.mean(dim=0)).square().sum()
     a, b = ((x - x.mean(dim=0)) / (len(x) - 1) ** 0.5 for x in (first, second))

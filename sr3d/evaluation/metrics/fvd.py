@@ -49,10 +49,6 @@ class Fvd(SetMetric):
         return {name: self.network(images)[None].cpu() for name, images in pictures.items()}
 
     def finish(self, states: list[dict[str, Tensor]]) -> dict[str, float]:
-        """FVD of the videos of all cases, and their number.
-
-        Raises:
-            MetricUnavailable: There are fewer than two videos.
-        """
+        """FVD of the videos of all cases, NaN for fewer than two; and their number."""
         drawn, true = (torch.cat([state[name] for state in states]) for name in ("drawn", "true"))
         return {"fvd": frechet_distance(drawn, true), "fvd_videos": float(len(drawn))}

@@ -28,8 +28,7 @@ class PoseAuc(SetMetric):
 
     def state(self, seen: Observation) -> dict[str, Tensor]:
         """Error of every pair of input views, degrees. [V (V − 1) / 2]"""
-        if seen.estimated is None or seen.given is None:
-            return {"errors": torch.zeros(0, dtype=torch.float64)}
+        assert seen.estimated is not None and seen.given is not None
         return {"errors": pose_errors(seen.estimated, seen.given)}
 
     def finish(self, states: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -14,7 +14,7 @@ class Semantics(SetMetric):
 
     Over the pixels of all views together, labelled ones only (0 is ignored), and over the classes that the truth has.
     A pixel where all scores are equal, as where nothing is drawn, belongs to no class and is wrong. Over all pixels,
-    and over those that are covered. Methods without semantics have no value.
+    and over those that are covered.
     """
 
     columns = (
@@ -28,16 +28,12 @@ class Semantics(SetMetric):
     def state(self, seen: Observation) -> dict[str, Tensor]:
         """Confusion matrices "all" and "covered": true class × drawn class, 0 for none. [L + 1, L + 1]
 
-        A method without semantics leaves empty ones. [1, 1]
-
         Raises:
             Sr3dError: A true class has no score.
         """
         from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-        assert seen.truth is not None and seen.truth.labels is not None
-        if seen.logits is None:
-            return {name: torch.zeros(1, 1, dtype=torch.int64) for name in ("all", "covered")}
+        assert seen.truth is not None and seen.truth.labels is not None and seen.logits is not None
         classes, labels = seen.logits.shape[-1], seen.truth.labels.long()
         if not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
             found = f"{int(labels.min())} to {int(labels.max())}"
@@ -54,8 +50,7 @@ class Semantics(SetMetric):
         """The four values of all cases; NaN without a labelled pixel."""
         values = []
         for name in ("all", "covered"):
-            counted = [state[name] for state in states if len(state[name]) > 1]
-            values += _scores(torch.stack(counted).sum(dim=0).double()) if counted else [torch.nan, torch.nan]
+            values += _scores(torch.stack([state[name] for state in states]).sum(dim=0).double())
         return dict(zip((column.name for column in self.columns), values))
 
 

@@ -20,26 +20,26 @@ class WarpError(ViewMetric):
     Every pixel of one view is unprojected with its drawn depth and projected into the other one. It is seen there if
     the depth drawn at that place agrees with its own within 1 %: occluders and pixels outside drop out, both when t
     is warped into t + 1 and the other way round. `warp_overlap` is the share of pixels that are left; few of them
-    make a small error easy. The last view has no value, nor has a pair without overlap or without depth.
+    make a small error easy. The last view has no value, nor has a pair without overlap.
     """
 
     columns = (
         Column(name="warp_error", title="warp error", better="lower", digits=4),
         Column(name="warp_overlap", title="warp overlap", better="higher"),
     )
-    needs = ()
+    needs = ("depth",)
 
     def measure(self, seen: Observation) -> dict[str, Float[Tensor, " t"]]:
         """Error and overlap of every view with the next one."""
+        assert seen.depth is not None
         error, overlap = (seen.rgb.new_full((len(seen.rgb),), torch.nan) for _ in range(2))
-        if seen.depth is not None:
-            depth = seen.depth if seen.alpha is None else torch.where(seen.alpha > _OPAQUE, seen.depth, 0.0)
-            for i in range(len(seen.rgb) - 1):
-                there = _differences(seen.rgb, depth, seen.cameras, i, i + 1)
-                back = _differences(seen.rgb, depth, seen.cameras, i + 1, i)
-                values = torch.cat([there, back])
-                error[i] = values.mean()  # of nothing: NaN
-                overlap[i] = len(values) / (2 * depth[i].numel())
+        depth = seen.depth if seen.alpha is None else torch.where(seen.alpha > _OPAQUE, seen.depth, 0.0)
+        for i in range(len(seen.rgb) - 1):
+            there = _differences(seen.rgb, depth, seen.cameras, i, i + 1)
+            back = _differences(seen.rgb, depth, seen.cameras, i + 1, i)
+            values = torch.cat([there, back])
+            error[i] = values.mean()  # of nothing: NaN
+            overlap[i] = len(values) / (2 * depth[i].numel())
         return {"warp_error": error, "warp_overlap": overlap}
 
 
