@@ -106,7 +106,7 @@ def test_everything_that_was_found_is_said(tmp_path: Path) -> None:
         "Rooms that were never seen", "30 of 33 target views, 12 cases, 6 scenes", "4 times smaller", "plane sweep",
         "Somebody et al. 2025, Table 1", "Trained on 100 % of the data", "musiq (package pyiqa is missing)",
         "scene_9/0 (view 7: NaN in the render)", "leaves the filter open", "ab" * 32, "cd" * 20, "ef" * 32, "9.8.7",
-        "Some GPU", "1 CPU",
+        "Some GPU", "1 CPU", "git dirtyno",
     ):  # fmt: skip
         assert text in page.text, text
     assert [given for tag, given in page.tags if tag == "b" and given.get("class") == "loss"]
