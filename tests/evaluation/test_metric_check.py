@@ -74,7 +74,7 @@ def test_another_size(name: str) -> None:
     *owners, field = name.split(".")
     owner = seen.truth if owners else seen
     setattr(owner, field, getattr(owner, field)[:, :, :7])
-    message = rf"method mine: {name}: found 3 views of 7x6; expected 3 views of 8x6, as the target views"
+    message = rf"method mine, view a: {name}: found 3 views of 7x6; expected 3 views of 8x6, as the target views"
     with pytest.raises(Sr3dError, match=message):
         check_observation(seen)
 
@@ -85,5 +85,5 @@ def test_another_number_of_views() -> None:
     with pytest.raises(Sr3dError, match="frames: found 3 names; expected 2, one for each target view"):
         check_observation(seen)
     seen.frames = ["a", "b"]
-    with pytest.raises(Sr3dError, match="rgb: found 3 views of 8x6; expected 2 views of 8x6"):
+    with pytest.raises(Sr3dError, match="mine: rgb: found 3 views of 8x6; expected 2 views of 8x6"):
         check_observation(seen)

@@ -35,20 +35,16 @@ def check_observation(seen: Observation) -> None:
     }
     for field, part in parts.items():
         if part is not None and tuple(part.shape[:3]) != size:
-            raise Sr3dError(_source(seen), field, _shape(tuple(part.shape[:3])), f"{_shape(size)}, as the target views")
+            first = "" if len(part) != size[0] else f", view {seen.frames[0]}"
+            found, expected = _shape(tuple(part.shape[:3])), f"{_shape(size)}, as the target views"
+            raise Sr3dError(_source(seen) + first, field, found, expected)
     for field in ("rgb", "alpha", "depth", "logits", "truth.images"):
         part = parts[field]
         if part is not None:
-            bad = ~torch.isfinite(part).flatten(1)
-            _refuse(seen, field, bad, "NaN or inf", "finite numbers")
+            _refuse(seen, field, ~torch.isfinite(part).flatten(1), "NaN or inf", "finite numbers")
             if field in ("rgb", "truth.images"):
-                _refuse(
-                    seen,
-                    field,
-                    ((part < -_ROUNDING) | (part > 1 + _ROUNDING)).flatten(1),
-                    "colours outside [0, 1]",
-                    "0 to 1",
-                )
+                outside = (part < -_ROUNDING) | (part > 1 + _ROUNDING)
+                _refuse(seen, field, outside.flatten(1), "colours outside [0, 1]", "0 to 1")
     _refuse(seen, "covered", ~seen.covered.flatten(1).any(dim=1, keepdim=True), "an empty mask", "covered pixels")
 
 
