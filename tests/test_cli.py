@@ -15,8 +15,9 @@ from small import small_capture, small_checkpoint, small_config
 from sr3d import Gaussians, demo, render
 from sr3d.capture import CaptureConfig
 from sr3d.cli import VERBS, build_parser, main
-from sr3d.datasets.procedural import pack_procedural
-from sr3d.demo import DemoConfig, busiest_pixel, clear_output, make_shards, run_demo
+from sr3d.demo import busiest_pixel, clear_output, make_shards, run_demo
+from sr3d.demo_config import DemoConfig
+from sr3d.evaluation.results_file import read_results
 from sr3d.lod import Forest
 
 SIZE = 32
@@ -61,7 +62,13 @@ def test_options_follow_the_signatures() -> None:
         (["upscale", "{photos}", "--views", "0,x", "--checkpoint", "{checkpoint}", "-o", "{out}/a.ply"], "--views"),
         (["upscale", "{photos}", "--views", "0,9", "--checkpoint", "{checkpoint}", "-o", "{out}/a.ply"], "found 9"),
         (["zoom", "{photos}", "--target", "7", "--checkpoint", "{checkpoint}", "-o", "{out}/z"], "--target: found 7"),
-        (["eval", "{photos}", "--pairs", "0", "--checkpoint", "{checkpoint}"], "--pairs: found 0"),
+        (
+            ["eval", "--protocol", "folder", "--scenes", "{photos}", "--data.pairs", "0", "-o", "{out}/e"],
+            "pairs: found 0",
+        ),
+        (["eval", "--protocol", "nowhere", "-o", "{out}/e"], "nowhere"),
+        (["eval", "--methods", "magic", "--checkpoint", "{checkpoint}", "-o", "{photos}/transforms.json"], "a file"),
+        (["compare", "{out}/a.json", "{out}/b.json"], "a.json"),
         (["demo", "-o", "{checkpoint}"], "output: found a file"),
     ],
 )
@@ -118,28 +125,6 @@ def test_convert_between_ply_and_forest(tmp_path: Path, capsys: pytest.CaptureFi
     assert "ends in .ply or .sr3d" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "scene.sr3d"), str(tmp_path / "scene.sr3d")]) == 2
     assert "the other format" in capsys.readouterr().err
-
-
-def test_eval_scores_both_sources_of_depth(photos: Path, checkpoint: Path, tmp_path: Path) -> None:
-    out = tmp_path / "scores.json"
-    words = ["eval", str(photos), "--checkpoint", str(checkpoint), "--pairs", "1", "--targets", "1", "-o", str(out)]
-    assert main(words) == 0
-    content = json.loads(out.read_text())
-    (pair,) = content["protocol"]["pairs"]
-    assert pair["context"][0] < pair["targets"][0] < pair["context"][1]
-    for source in ("sweep", "depth"):
-        assert content[source]["views"] == 1
-        # Untrained: the network returns the scaffold.
-        assert content[source]["sr3d"] == content[source]["scaffold"]
-        assert 10 < content[source]["upsampled"]["psnr"] < 40
-
-
-def test_eval_of_shards(checkpoint: Path, tmp_path: Path) -> None:
-    pack_procedural(tmp_path / "shards", scenes=1, views=3, size=SIZE, split="test", progress=False)
-    words = ["eval", str(tmp_path / "shards"), "--checkpoint", str(checkpoint), "--targets", "1", "--source", "depth"]
-    assert main([*words, "-o", str(tmp_path / "e.json")]) == 0
-    content = json.loads((tmp_path / "e.json").read_text())
-    assert content["depth"]["views"] == 1 and "sweep" not in content
 
 
 def test_shards_are_reused_only_for_equal_options(tmp_path: Path) -> None:
@@ -200,10 +185,12 @@ def test_whole_demo_shrunk(photos: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert page.count("<video") == 2 and "<svg" in page
     assert "report: outputs/small/report.html" in console.export_text()
     assert Path("outputs/small/training/predictor.ckpt").is_file()
+    whole = read_results("outputs/small/evaluation/real_depth/results.json")
+    assert whole.protocol["name"] == "folder" and list(whole.methods) == ["coarse", "upsampled", "scaffold", "sr3d"]
 
 
 def test_demo_without_capture_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    shown: list[demo.DemoConfig] = []
+    shown: list[DemoConfig] = []
     monkeypatch.setattr(demo, "run_demo", shown.append)
     assert main(["demo", "--output", str(tmp_path / "d"), "--scene", "some/place"]) == 0
     assert shown[0].output == tmp_path / "d" and shown[0].scene == Path("some/place")

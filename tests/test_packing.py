@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import small_capture, small_checkpoint
+from small import small_capture
 from stored import clip
 
 from sr3d.cli import main
@@ -15,6 +15,7 @@ from sr3d.datasets.converter import Converter, converters, find_converter
 from sr3d.datasets.evaluation import read_evaluation
 from sr3d.datasets.shards import list_shards, read_clips, read_index
 from sr3d.errors import Sr3dError
+from sr3d.evaluation.results_file import read_results
 
 SIZE = 32
 SOURCES = ["acid", "colmap", "dl3dv", "folders", "nerfstudio", "procedural", "re10k", "scannet", "scannetpp"]
@@ -115,20 +116,17 @@ def test_freeze_and_evaluate_by_index(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     frozen = read_evaluation(index)
     assert len(frozen.items) + len(frozen.left_out) == 2 and frozen.source == "procedural"
-    network, scores = small_checkpoint(tmp_path / "net.ckpt"), tmp_path / "scores.json"
-    words = ["eval", str(tmp_path / "s"), "--checkpoint", str(network), "--source", "depth", "-o", str(scores)]
-    assert main([*words, "--index", str(index)]) == 0
-    content = json.loads(scores.read_text())
-    assert content["depth"]["views"] == len(frozen.items) and content["protocol"]["items"] == len(frozen.items)
-    assert content["protocol"]["rule"]["by"] == "overlap" and np.isfinite(content["depth"]["sr3d"]["psnr"])
+    words = ["eval", "--protocol", "shards", "--methods", "coarse,upsampled", "--metrics", "psnr", "--source", "depth"]
+    words += ["--index", str(index), "-o", str(tmp_path / "scores")]
+    assert main([*words, "--scenes", str(tmp_path / "s")]) == 0
+    found = read_results(tmp_path / "scores" / "results.json")
+    assert found.expected == len(frozen.items) == sum(len(case.frames) for case in found.cases)
+    assert all(np.isfinite(value) for case in found.cases for value in case.values["coarse"]["psnr"])
     # Other shards of the same names are not what was frozen.
     write_shards((clip(i) for i in range(2)), tmp_path / "other")
     capsys.readouterr()
-    assert main(["eval", str(tmp_path / "other"), *words[2:], "--index", str(index)]) == 2
+    assert main([*words, "--scenes", str(tmp_path / "other")]) == 2
     assert "SHA-256" in capsys.readouterr().err
-    photos = small_capture(tmp_path / "photos")
-    assert main(["eval", str(photos), *words[2:], "--index", str(index)]) == 2
-    assert "--index" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["redkitchen", "redkitchen-clip", "shelf", "apple", "castle4", "fox"])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sr3d.datasets.world import Kind
 from sr3d.errors import Sr3dError
-from sr3d.models.config import _group
+from sr3d.typed import from_dict
 
 DataKind = Literal["procedural", "folder", "shards", "holdout", "generated"]
 
@@ -137,6 +137,7 @@ class HoldoutData:
         input_divisor: Reduction of the originals to the inputs, per side.
         target_divisor: Reduction of the originals to the truth.
         inputs: Nearest training views that are given to feed-forward methods for a test view.
+        views: Neighbouring test images of a case, which share their inputs; 2 or more for metrics across views.
         levels: Magnifications of the target views; [1] for no zoom. There is no truth above the factor.
     """
 
@@ -145,11 +146,12 @@ class HoldoutData:
     input_divisor: int
     target_divisor: int
     inputs: int = 4
+    views: int = 1
     levels: list[int] = field(default_factory=lambda: [1])
 
     def __post_init__(self) -> None:
         _require(bool(self.scenes), "scenes", "none", "one or more")
-        _at_least(self, 1, "input_divisor", "target_divisor", "inputs")
+        _at_least(self, 1, "input_divisor", "target_divisor", "inputs", "views")
         _at_least(self, 2, "every")
         _levels(self.levels)
         for name, images in self.scenes.items():
@@ -192,7 +194,7 @@ def data_from_dict(kind: DataKind, values: dict[str, Any], source: str = "protoc
     Raises:
         Sr3dError: An unknown or missing key, a wrong type, or a value out of range; names the key.
     """
-    data: Data = _group(_KINDS[kind], values, source, "data")
+    data: Data = from_dict(_KINDS[kind], values, source, "data")
     return data
 
 

@@ -12,7 +12,7 @@ from sr3d.coarse import DepthSource
 from sr3d.errors import Sr3dError
 from sr3d.evaluation.data_config import Data, DataKind, HoldoutData, ProceduralData, ShardsData, data_from_dict
 from sr3d.evaluation.metrics import METRICS
-from sr3d.models.config import _group
+from sr3d.typed import from_dict
 
 _SHIPPED = Path(__file__).parent / "protocols"
 
@@ -113,7 +113,7 @@ def read_protocol(name_or_path: str | Path) -> Protocol:
         raise Sr3dError(path, "content", type(content).__name__, "keys and values (YAML)")
     if "name" in content:
         raise Sr3dError(path, "name", repr(content["name"]), "no such key: a protocol is called as its file")
-    protocol: Protocol = _group(Protocol, {**content, "name": path.stem}, str(path), "")
+    protocol: Protocol = from_dict(Protocol, {**content, "name": path.stem}, str(path), "")
     data = data_from_dict(protocol.kind, protocol.data, str(path))
     _check_sizes(path, data, protocol.factor)
     protocol.data = asdict(data)

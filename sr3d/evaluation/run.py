@@ -88,7 +88,12 @@ def run_protocol(protocol: Protocol, config: RunConfig) -> Results | None:
             is done by then is kept, and a run with the same options goes on from there.
     """
     started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    protocol = replace(protocol, source=config.source or protocol.source, metrics=config.metrics or protocol.metrics)
+    protocol = replace(
+        protocol,
+        source=config.source or protocol.source,
+        data={**protocol.data, **config.data},
+        metrics=config.metrics or protocol.metrics,
+    )
     _check(config)
     cases = _limited(open_cases(protocol, config.sources), config.limit)
     config.output.mkdir(parents=True, exist_ok=True)

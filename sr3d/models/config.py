@@ -1,18 +1,12 @@
-"""Typed configs from plain dictionaries (JSON, checkpoints), every fault named by its key."""
+"""The config of a network from a plain dictionary (JSON, checkpoints)."""
 
 from __future__ import annotations
 
-import math
-import reprlib
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-from sr3d.errors import Sr3dError
 from sr3d.models.resolver import SuperResolverConfig
-
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+from sr3d.typed import from_dict
 
 
 def config_from_dict(values: dict[str, Any], source: str | Path = "config") -> SuperResolverConfig:
@@ -21,62 +15,5 @@ def config_from_dict(values: dict[str, Any], source: str | Path = "config") -> S
     Raises:
         Sr3dError: An unknown or missing key, or a value of the wrong type; names the key, e.g. `decoder.width`.
     """
-    config: SuperResolverConfig = _group(SuperResolverConfig, values, str(source), "")
+    config: SuperResolverConfig = from_dict(SuperResolverConfig, values, source)
     return config
-
-
-def _group(kind: Any, values: Any, source: str, key: str) -> Any:
-    """A dataclass."""
-    if not isinstance(values, dict):
-        raise _fault(source, key, values, "a dictionary")
-    hints, prefix = get_type_hints(kind), f"{key}." if key else ""
-    known = {f.name: f for f in fields(kind)}
-    for name in values:
-        if name not in known:
-            raise Sr3dError(source, f"config key {prefix}{name}", "unknown key", f"one of {', '.join(known)}")
-    for name, field in known.items():
-        if name not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise Sr3dError(source, f"config key {prefix}{name}", "missing", "a value")
-    typed = {name: _value(hints[name], value, source, prefix + name) for name, value in values.items()}
-    try:
-        return kind(**typed)
-    except Sr3dError as error:  # a value out of range
-        raise Sr3dError(source, f"config key {prefix}{error.field}", error.found, error.expected) from None
-
-
-def _value(kind: Any, value: Any, source: str, key: str) -> Any:
-    """A value of an annotated type: dataclass, X | None, Literal, list, dict, int, float, str, bool, Any."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if is_dataclass(kind):
-        return _group(kind, value, source, key)
-    if origin in (Union, UnionType):
-        if value is None and NoneType in parts:
-            return None
-        others = [part for part in parts if part is not NoneType]
-        # Of several simple types, the one that the value has; else the first one's message.
-        return _value(next((p for p in others if p is type(value)), others[0]), value, source, key)
-    if origin is Literal:
-        if not any(value == part and type(value) is type(part) for part in parts):
-            raise _fault(source, key, value, f"one of {', '.join(map(repr, parts))}")
-        return value
-    if origin in (list, tuple):
-        if not isinstance(value, list | tuple):
-            raise _fault(source, key, value, "a list")
-        return origin(_value(parts[0], item, source, f"{key}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise _fault(source, key, value, "a dictionary")
-        if not all(isinstance(name, str) for name in value):
-            raise _fault(source, key, value, "keys that are texts")
-        return {name: _value(parts[1], item, source, f"{key}.{name}") for name, item in value.items()}
-    if kind is float and type(value) is int and abs(value) < 2**53:
-        return float(value)
-    if type(value) is not kind or (kind is float and math.isnan(value)):
-        raise _fault(source, key, value, _NAMES.get(kind, kind.__name__))
-    return value
-
-
-def _fault(source: str, key: str, value: object, expected: str) -> Sr3dError:
-    return Sr3dError(source, f"config key {key}" if key else "config", reprlib.repr(value), expected)

@@ -48,16 +48,16 @@ class OptimiseConfig:
     steps: int = 100
     seconds: float | None = None
     upsampler: UpsamplerConfig = field(default_factory=UpsamplerConfig)
-    high: float = 0.6
-    low: float = 0.4
+    high: float = 0.1
+    low: float = 1.0
     dssim: float = 0.2
-    means: float = 0.02
+    means: float = 0.01
     scales: float = 0.005
     quats: float = 0.001
-    opacities: float = 0.025
-    colors: float = 0.0025
+    opacities: float = 0.1
+    colors: float = 0.02
     decay: float = 0.1
-    views: int | None = None
+    views: int | None = 1
 
     def __post_init__(self) -> None:
         checks: list[tuple[str, bool, str]] = [

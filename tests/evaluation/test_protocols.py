@@ -38,6 +38,7 @@ NAMED = {
     "lsm_scannet": "shards",
     "gaussianzoom_mipnerf360": "holdout",
     "gaussianzoom_tanks": "holdout",
+    "gaussianzoom_consistency": "holdout",
     "gaussianzoom_extreme": "holdout",
     "wonderzoom_scenes": "generated",
     "wonderzoom_speed": "generated",

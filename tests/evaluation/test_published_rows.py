@@ -66,14 +66,14 @@ TABLES = {
         Sequence Matters | 23.39 | -    | .270 | 15.92
         GaussianZoom     | 23.40 | .812 | .265 | 14.91
     """,
-    ("gaussianzoom_mipnerf360", 1): """
+    ("gaussianzoom_consistency", 0): """
         fvd
         GaussianZoom                | 107.99
         GaussianZoom, no depth warp | 168.36
         Sequence Matters            | 165.74
         SuperGaussian               | 574.92
     """,
-    ("gaussianzoom_tanks", 1): """
+    ("gaussianzoom_consistency", 1): """
         fvd
         GaussianZoom                | 79.98
         GaussianZoom, no depth warp | 180.45
@@ -109,9 +109,9 @@ CAVEATS = {
     ("sr3r_scannetpp", 0): ["pose alignment"],
     ("lsm_scannet", 0): ["percent", "Table 2", "no super-resolution"],
     ("gaussianzoom_mipnerf360", 0): ["Second-hand"],
-    ("gaussianzoom_mipnerf360", 1): ["Second-hand"],
+    ("gaussianzoom_consistency", 0): ["Second-hand"],
     ("gaussianzoom_tanks", 0): ["Second-hand", "Which scenes"],
-    ("gaussianzoom_tanks", 1): ["Second-hand"],
+    ("gaussianzoom_consistency", 1): ["Second-hand"],
     ("gaussianzoom_extreme", 0): ["Second-hand", "64x"],
     ("wonderzoom_scenes", 0): ["cosine", "learned prompts"],
     ("wonderzoom_speed", 0): ["not said"],

@@ -14,13 +14,16 @@ from training_run import fit, small_batches, small_module, small_network
 from transformers import AutoTokenizer, CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from sr3d import Sr3dError, SuperResolver
+from sr3d import Gaussians, Scene, Sr3dError, SuperResolver
 from sr3d.coarse import CoarseConfig
 from sr3d.datasets.batch import Batch
+from sr3d.evaluation.case import Task
+from sr3d.evaluation.methods import MethodOptions
+from sr3d.evaluation.methods.predictor import Predictor
 from sr3d.models.conditioning import ConditioningConfig
 from sr3d.training.clip_model import ImageEncoder, TextEncoder
 from sr3d.training.conditions import ConditionConfig, Embedder, prompt_embedding
-from sr3d.training.evaluate import draw_methods, embedder_of, evaluate
+from sr3d.training.evaluate import embedder_of
 from sr3d.training.module import SuperResolverModule
 from sr3d.training.samples import draw_told
 
@@ -150,16 +153,24 @@ def test_validation_tells_the_network_what_training_does(kind: str, worlds: Path
     assert changed.tolist() == [True, kind == "image"]
 
 
-def test_evaluation_tells_the_network_what_it_was_trained_on(worlds: Path, clip: Path) -> None:
-    network, batch = told(clip).network.eval(), batch_of(worlds, ["chair", "table"])
-    scores = [evaluate(network, [batch], CoarseConfig(), embedder).scores for embedder in (
-        None, embedder_of(network, "text"), embedder_of(network, "image"),
-    )]  # fmt: skip
-    assert len({score["sr3d"]["psnr"] for score in scores}) == 3
-    assert len({score["scaffold"]["psnr"] for score in scores}) == 1
-    embedding, _ = Embedder(ConditionConfig(kind="text", name=str(clip)))(batch)
-    drawn = draw_methods(network, batch, CoarseConfig(), embedding)
-    assert scores[1]["sr3d"]["psnr"] == pytest.approx(float(drawn.metrics("sr3d")["psnr"].mean()), abs=1e-4)
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_evaluation_tells_the_network_what_it_was_trained_on(
+    kind: str, worlds: Path, clip: Path, tmp_path: Path
+) -> None:
+    network, views = told(clip).network.eval(), batch_of(worlds, ["chair"])
+    network.save_pretrained(tmp_path / "net.safetensors")
+    cameras, depths = views.context.posed()[0], views.context.depths
+    assert depths is not None
+    low = Scene(images=views.context.images[0], cameras=cameras, depths=depths[0])
+    task = Task(name="a", scene="a", given=low, factor=network.config.factor, cameras=cameras, config=CoarseConfig())
+    task.text = "chair"
+    options = MethodOptions(checkpoint=str(tmp_path / "net.safetensors"), factor=network.config.factor)
+    untold, told_method = (Predictor(replace(options, condition=c)).make(task).gaussians for c in (None, kind))
+    embedding, _ = Embedder(ConditionConfig(kind=kind, name=str(clip)))(views)
+    expected, _ = network.refine(task.coarse, low, network.config.factor, embedding[0])
+    assert isinstance(told_method, Gaussians) and isinstance(untold, Gaussians)
+    torch.testing.assert_close(told_method.means, expected.means, atol=1e-6, rtol=0)
+    assert (told_method.means - untold.means).abs().max() > 1e-4
     for config, words in ((None, "without conditioning"), (ConditioningConfig(embedding=12), "names no CLIP model")):
         with pytest.raises(Sr3dError, match=f"sr3d eval: --condition: found image, a network.*{words}"):
             embedder_of(SuperResolver(small_network(conditioning=config)), "image")

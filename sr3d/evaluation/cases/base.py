@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sr3d.cameras import Cameras
 from sr3d.datasets.batch import reduce_scene
 from sr3d.evaluation.case import Case
 from sr3d.scene import Scene
@@ -90,6 +91,50 @@ def plain_case(
         levels=[1] * len(target),
         reduced=reduce_scene(target, factor),
         text=text,
+        classes=list(classes),
+        folder=folder,
+    )
+
+
+def zoomed_case(
+    name: str,
+    scene: str,
+    context: Scene,
+    factor: int,
+    levels: Sequence[int],
+    *,
+    center: tuple[float, float] | None = None,
+    truth: Callable[[Cameras], Scene] | None = None,
+    classes: Sequence[str] = (),
+    folder: str = "",
+) -> Case:
+    """A case that looks at frames of the first input, with as many pixels, at every magnification.
+
+    Args:
+        name: Of the case.
+        scene: Of its scene.
+        context: Low-resolution input views. [V]
+        factor: Ratio of the resolutions of one level.
+        levels: Magnifications.
+        center: Pixel of the first input that keeps its place; its middle if None.
+        truth: What cameras see; None where nobody knows.
+        classes: Names of the label ids from 1 on.
+        folder: Of the scene's own files.
+    """
+    first = context.posed().index([0])
+    fixed = (first.width / 2, first.height / 2) if center is None else center
+    cameras = Cameras.cat([first.zoomed(float(level), fixed) for level in levels])
+    return Case(
+        name=name,
+        scene=scene,
+        context=context,
+        factor=factor,
+        cameras=cameras,
+        frames=[f"{level}x" for level in levels],
+        truth=None if truth is None else truth(cameras),
+        levels=list(levels),
+        reduced=context.views([0] * len(levels)),
+        center=fixed,
         classes=list(classes),
         folder=folder,
     )

@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sr3d.cameras import Cameras
 from sr3d.capture import crop_to_multiple
 from sr3d.datasets.batch import reduce_scene
 from sr3d.errors import Sr3dError
 from sr3d.evaluation.case import Case
-from sr3d.evaluation.cases.base import CaseSet, Sources, plain_case
+from sr3d.evaluation.cases.base import CaseSet, Sources, plain_case, zoomed_case
 from sr3d.evaluation.cases.folder import captures_by_name
 from sr3d.evaluation.data_config import HoldoutData
 from sr3d.io.colmap import colmap_frames, find_model
@@ -38,42 +37,36 @@ def open_holdouts(data: HoldoutData, factor: int, sources: Sources) -> CaseSet:
     if absent:
         raise Sr3dError("sr3d eval", "--scenes", f"no folder {', '.join(absent)}", f"all of {', '.join(data.scenes)}")
     frames = {name: _frames(folders[name], count) for name, count in data.scenes.items()}
-    chosen = [(name, test) for name in data.scenes for test in range(0, len(frames[name]), data.every)]
-    inputs = {name: _nearest(frames[name], data) for name in data.scenes}
+    chosen = [(name, group) for name in data.scenes for group in _groups(len(frames[name]), data)]
+    inputs = [_nearest(frames[name], group, data) for name, group in chosen]
+    names = [f"{name}/{'+'.join(frames[name][t].image.name for t in group)}" for name, group in chosen]
 
     def load(i: int) -> Case:
-        name, test = chosen[i]
-        used = [*inputs[name][test], test]
+        name, group = chosen[i]
+        used, count = [*inputs[i], *group], len(inputs[i])
         views = load_frames(folders[name], [frames[name][k] for k in used], None, name)
         full = reduce_scene(crop_to_multiple(views, data.input_divisor), data.target_divisor)
-        context = reduce_scene(full.views(range(len(used) - 1)), factor)
-        label, folder = f"{name}/{frames[name][test].image.name}", str(folders[name])
+        context, target = reduce_scene(full.views(range(count)), factor), full.views(range(count, len(used)))
+        folder = str(folders[name])
         if data.levels == [1]:
-            return plain_case(label, name, context, full.views([-1]), factor, [full.paths[-1].name], folder=folder)
-        first = context.posed().index([0])
-        cameras = Cameras.cat([first.zoomed(float(level)) for level in data.levels])
-        return Case(
-            name=label,
-            scene=name,
-            context=context,
-            factor=factor,
-            cameras=cameras,
-            frames=[f"{level}x" for level in data.levels],
-            truth=None,
-            levels=list(data.levels),
-            reduced=context.views([0] * len(data.levels)),
-            center=(first.width / 2, first.height / 2),
-            folder=folder,
-        )
+            shown = [path.name for path in target.paths]
+            return plain_case(names[i], name, context, target, factor, shown, folder=folder)
+        return zoomed_case(names[i], name, context, factor, data.levels, folder=folder)
 
-    items = [{"scene": n, "test": frames[n][t].image.name, "inputs": inputs[n][t]} for n, t in chosen]
+    items = [{"scene": n, "test": g, "inputs": inputs[i]} for i, (n, g) in enumerate(chosen)]
     return CaseSet(
-        names=[f"{name}/{frames[name][test].image.name}" for name, test in chosen],
+        names=names,
         scenes=[name for name, _ in chosen],
-        views=len(chosen) * len(data.levels),
+        views=sum(len(group) if data.levels == [1] else len(data.levels) for _, group in chosen),
         index={"items": items, "levels": data.levels},
         load=load,
     )
+
+
+def _groups(count: int, data: HoldoutData) -> list[list[int]]:
+    """Test views of every case of a scene of so many images."""
+    tests = list(range(0, count, data.every))
+    return [tests[k : k + data.views] for k in range(0, len(tests), data.views)]
 
 
 def _frames(folder: Path, count: int) -> list[Frame]:
@@ -95,19 +88,22 @@ def _frames(folder: Path, count: int) -> list[Frame]:
     return sorted(frames, key=lambda frame: natural_key(frame.image.name))
 
 
-def _nearest(frames: list[Frame], data: HoldoutData) -> dict[int, list[int]]:
-    """Test view → the training views with the nearest camera that looks the same way (to 90°), nearest first."""
+def _nearest(frames: list[Frame], tests: list[int], data: HoldoutData) -> list[int]:
+    """Of every test view the training views with the nearest cameras that look the same way (to 90°), each once.
+
+    Raises:
+        Sr3dError: A test view has none.
+    """
     poses = torch.stack([torch.from_numpy(frame.world_to_cam) for frame in frames]).double()
     centers: Float[Tensor, "v 3"] = -torch.einsum("vji,vj->vi", poses[:, :3, :3], poses[:, :3, 3])
     axes = poses[:, 2, :3]
-    tests = set(range(0, len(frames), data.every))
-    out = {}
-    for test in sorted(tests):
+    out = dict[int, None]()
+    for test in tests:
         distance = (centers - centers[test]).norm(dim=-1)
         distance[(axes @ axes[test]) <= 0] = math.inf
-        distance[sorted(tests)] = math.inf
+        distance[:: data.every] = math.inf
         order = [int(k) for k in distance.argsort(stable=True)[: data.inputs] if math.isfinite(float(distance[k]))]
         if not order:
             raise Sr3dError(frames[test].image, "inputs", "no training view looks the same way", "one or more")
-        out[test] = order
-    return out
+        out.update(dict.fromkeys(order))
+    return list(out)

@@ -6,13 +6,12 @@ from dataclasses import asdict
 
 import torch
 
-from sr3d.cameras import Cameras
 from sr3d.datasets.batch import make_batch
 from sr3d.datasets.layout import CLASSES
 from sr3d.datasets.world import World
 from sr3d.errors import Sr3dError
 from sr3d.evaluation.case import Case
-from sr3d.evaluation.cases.base import CaseSet, plain_case
+from sr3d.evaluation.cases.base import CaseSet, plain_case, zoomed_case
 from sr3d.evaluation.data_config import ProceduralData, WorldEntry
 from sr3d.scene import Scene
 
@@ -66,22 +65,8 @@ def _zoom(data: ProceduralData, i: int, name: str, views: Scene, factor: int) ->
     """Frames of the first input, with as many pixels, at every magnification about a pixel."""
     context = make_batch(views, [0, data.views - 1], [], factor).context
     u, v = data.centers[i]
-    first = context.posed().index([0])
-    cameras = Cameras.cat([first.zoomed(float(level), (u, v)) for level in data.levels])
-    shown = context.views([0] * len(data.levels))
-    return Case(
-        name=name,
-        scene=name,
-        context=context,
-        factor=factor,
-        cameras=cameras,
-        frames=[f"{level}x" for level in data.levels],
-        truth=_world(data.worlds[i]).render(cameras),
-        levels=list(data.levels),
-        reduced=shown,
-        center=(u, v),
-        classes=list(CLASSES[1:]),
-    )
+    world = _world(data.worlds[i])
+    return zoomed_case(name, name, context, factor, data.levels, center=(u, v), truth=world.render, classes=CLASSES[1:])
 
 
 def mean_brightness(entry: WorldEntry, views: int, size: int) -> float:
