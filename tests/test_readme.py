@@ -24,7 +24,12 @@ SHRINK = {
     "pack nerfstudio": ["--workers", "1"],
     "upscale": ["--max_pixels", "400"],
     "zoom": ["--width", "20", "--frames", "3"],
-    "eval": ["--pairs", "1", "--targets", "1", "--max_pixels", "400"],
+    "eval --protocol folder": [
+        "--metrics",
+        "psnr",
+        *(f"--data.{k}" for k in ("pairs=1", "targets=1", "max_pixels=400")),
+    ],
+    "eval --protocol shards": ["--metrics", "psnr"],
 }
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -50,7 +55,7 @@ def run_line(line: str) -> None:
         run_make(words)
         return
     assert command == "sr3d", f"{command}: the README may use make and sr3d"
-    verb = " ".join(words[:2]) if words[0] == "pack" else words[0]
+    verb = " ".join(words[: {"pack": 2, "eval": 3}.get(words[0], 1)])
     assert main([*words, *SHRINK.get(verb, [])]) == 0
 
 
@@ -76,14 +81,15 @@ def test_every_block_runs(desk: Path) -> None:
             run_line(line)
     assert (desk / "scene.ply").is_file()
     assert (desk / "zoomed" / "zoom.mp4").is_file()
-    assert (desk / "scores.json").is_file()
+    for name in ("before", "after", "scores"):
+        assert (desk / name / "results.json").is_file() and (desk / name / "report.html").is_file()
     assert (desk / "outputs" / "shards" / "val" / "index.json").is_file()
 
 
 def test_readme_shows_the_verbs_a_reader_needs() -> None:
     lines = [line for language, text in blocks() if language == "bash" for line in text.splitlines()]
     starts = {" ".join(line.split()[:2]) for line in lines}
-    names = ("upscale", "zoom", "convert", "inspect", "pack", "train", "models", "freeze", "eval")
+    names = ("upscale", "zoom", "convert", "inspect", "pack", "train", "models", "freeze", "eval", "compare")
     verbs = {f"sr3d {verb}" for verb in names}
     assert starts == {"make demo", "make test"} | verbs
 
@@ -97,7 +103,7 @@ def test_readme_shows_the_verbs_a_reader_needs() -> None:
         "sr3d upscal photos --checkpoint c -o scene.ply",
         "sr3d upscale photos --view 0,4 --checkpoint outputs/demo/training/predictor.ckpt -o scene.ply",
         "sr3d upscale photo --checkpoint outputs/demo/training/predictor.ckpt -o scene.ply",
-        "sr3d eval photos --checkpoint outputs/demo/predictor.ckpt",
+        "sr3d eval --protocol folder --scenes photo",
     ],
 )
 def test_misspelt_commands_fail(line: str, desk: Path) -> None:

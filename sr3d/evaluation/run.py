@@ -316,6 +316,7 @@ def _trainer(config: RunConfig) -> lightning.Trainer:
             enable_checkpointing=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            inference_mode=False,  # some methods optimise
             callbacks=[EvaluationBar()],
         )
     except MisconfigurationException as error:

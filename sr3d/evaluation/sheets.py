@@ -244,15 +244,27 @@ def _gaps(results: Results, summary: Summary) -> list[str]:
     for level, methods in summary.means.items():
         at = f" at level {level}×" if len(summary.levels) > 1 else ""
         most = {c: max((found[c].n for found in methods.values() if c in found), default=0) for c in results.columns}
+        notes += _views_without(summary, level, at)
         for method, found in methods.items():
-            for column, count in summary.without[level].get(method, {}).items():
-                notes.append(
-                    f"{method}: {count} of {summary.views[level]} views{at} have no {column} and are left out."
-                )
             for column, mean in found.items():
                 if mean.n < most.get(column, 0):
                     notes.append(f"{method}: {column}{at} over {mean.n} of {most[column]} {summary.unit}s only.")
     return notes
+
+
+def _views_without(summary: Summary, level: int, at: str) -> list[str]:
+    """Views without a value: one line for all columns and methods that lack as many."""
+    methods: dict[tuple[str, int], list[str]] = {}
+    for method, columns in summary.without[level].items():
+        for column, count in columns.items():
+            methods.setdefault((column, count), []).append(method)
+    columns_of_group: dict[tuple[int, str], list[str]] = {}
+    for (column, count), found in methods.items():
+        columns_of_group.setdefault((count, ", ".join(found)), []).append(column)
+    return [
+        f"{count} of {summary.views[level]} views{at} have no {', '.join(columns)} and are left out ({found})."
+        for (count, found), columns in columns_of_group.items()
+    ]
 
 
 def _quoted(results: Results, summary: Summary, entry: dict[str, Any]) -> Sheet:
@@ -275,8 +287,13 @@ def _quoted(results: Results, summary: Summary, entry: dict[str, Any]) -> Sheet:
 
 
 def _as_printed(entry: dict[str, Any], index: int, value: int | float | str | None) -> str:
-    """A quoted value with as many decimals as the longest of its column: papers print 23.10, files hold 23.1."""
+    """A quoted value with as many decimals as the longest of its column: papers print 23.10, files hold 23.1.
+
+    Whole numbers from 100 on have none: counts, and seconds beside fractions of seconds.
+    """
     if value is None or isinstance(value, str):
         return value or "–"
+    if float(value).is_integer() and abs(value) >= 100:
+        return f"{value:,.0f}"
     column = [row[index] for row in entry["rows"].values()]
     return f"{value:.{max(len(repr(v).partition('.')[2]) for v in column if isinstance(v, int | float))}f}"

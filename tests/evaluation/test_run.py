@@ -24,7 +24,7 @@ from sr3d.evaluation.results import Results
 from sr3d.evaluation.results_file import identical, read_results
 from sr3d.evaluation.run import RunConfig, run_protocol
 
-METHODS = ["bicubic", "coarse", "upsampled", "scaffold", "sr3d"]
+METHODS = ["bicubic", "coarse", "upsampled", "scaffold", "optimise:2", "sr3d"]
 SMALL = {"pairs": 2, "targets": 1, "max_pixels": 400}
 
 

@@ -88,7 +88,8 @@ def test_counts_coverage_and_gaps_are_stated() -> None:
     assert "30 of 32 target views that the protocol names were evaluated." in gaps
     assert "Not available: musiq (package pyiqa is missing)." in gaps
     assert "Missing: scene_9/1 (NaN in a render)." in gaps
-    assert "sr3d: 1 of 30 views have no psnr and are left out." in gaps
+    assert "1 of 30 views have no psnr and are left out (sr3d)." in gaps
+    assert "5 of 30 views have no psnr, psnr_covered, ssim, lpips and are left out (coarse)." in gaps
     assert "coarse: psnr over 5 of 6 scenes only." in gaps
 
 

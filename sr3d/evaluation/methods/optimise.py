@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, ClassVar
 
+import torch
+
 from sr3d.coarse import upsampled_gaussians
 from sr3d.errors import Sr3dError
 from sr3d.evaluation.case import Made, Task
@@ -47,7 +49,8 @@ class Optimise(Method):
             Sr3dError: No poses or no depth, or the inputs are too small (see `sr3d.zoom.optimise.optimise`).
         """
         start = upsampled_gaussians(task.context, task.factor, task.config).to(self.options.device)
-        done = optimise(start, task.context.to(self.options.device), task.factor, self.config)
+        with torch.enable_grad():
+            done = optimise(start, task.context.to(self.options.device), task.factor, self.config)
         first, last = (float(done.losses[i]) if done.steps else None for i in (0, -1))
         notes: dict[str, object] = {
             "steps": done.steps,
