@@ -13,6 +13,8 @@ from sr3d.errors import Sr3dError
 from sr3d.io.transforms import read_json
 
 CAMERAS = "cameras.json"
+_LARGEST = 1e30  # above which a number is damage, NaN and infinity included
+_MAX_SIDE = 1 << 16
 
 
 @dataclass(kw_only=True)
@@ -58,13 +60,18 @@ def read_cameras(path: Path) -> ZoomCameras:
         raise Sr3dError(path, "center, prompt", f"{center!r:.40}, {prompt!r:.40}", "a pixel [u, v] and a text")
     if not isinstance(frames, list) or not frames:
         raise Sr3dError(path, "frames", repr(frames)[:40], "a list of cameras")
-    levels = {}
+    levels: dict[int, Cameras] = {}
     for i, frame in enumerate(frames):
         whole = isinstance(frame, dict) and all(type(frame.get(k)) is int for k in ("level", "width", "height"))
         if not whole or not _numbers(frame.get("K"), (3, 3)) or not _numbers(frame.get("world_to_cam"), (4, 4)):
             raise Sr3dError(
                 path, f"frames[{i}]", repr(frame)[:60], "level, width, height, K [3, 3], world_to_cam [4, 4]"
             )
+        if frame["level"] < 0 or frame["level"] in levels:
+            raise Sr3dError(path, f"frames[{i}].level", frame["level"], "levels of 0 or more, each once")
+        if not all(0 < frame[side] <= _MAX_SIDE for side in ("width", "height")):
+            found = f"{frame['width']}x{frame['height']}"
+            raise Sr3dError(path, f"frames[{i}] width, height", found, f"1 to {_MAX_SIDE} pixels a side")
         camera = Cameras(
             world_to_cam=torch.tensor(frame["world_to_cam"], dtype=torch.float64)[None],
             K=torch.tensor(frame["K"], dtype=torch.float64)[None],
@@ -78,7 +85,7 @@ def read_cameras(path: Path) -> ZoomCameras:
 
 
 def _numbers(value: object, shape: tuple[int, ...]) -> bool:
-    """Whether nested lists hold numbers in this shape."""
+    """Whether nested lists hold finite numbers in this shape."""
     if not shape:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
     return isinstance(value, list) and len(value) == shape[0] and all(_numbers(v, shape[1:]) for v in value)
