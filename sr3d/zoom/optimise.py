@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sr3d.cameras import Cameras
+from sr3d.coarse import CoarseConfig, upsampled_gaussians
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.models.upsampler import Upsampler, UpsamplerConfig
@@ -20,6 +21,7 @@ from sr3d.rendering import render
 from sr3d.scene import Scene
 from sr3d.training.losses import ssim
 
+START_SIGMA = 0.4  # in-plane standard deviation of the start, pixels of the enlarged view
 _LEAST = 6  # pixels per side, for SSIM: its window of 11 mirrors 5 of them at the border
 _OPAQUE = 1 - 1e-4  # largest opacity that is optimised; its logit is finite
 
@@ -54,7 +56,7 @@ class OptimiseConfig:
     means: float = 0.01
     scales: float = 0.005
     quats: float = 0.001
-    opacities: float = 0.1
+    opacities: float = 0.3
     colors: float = 0.02
     decay: float = 0.1
     views: int | None = 1
@@ -93,6 +95,25 @@ class Optimised:
     losses: Float[Tensor, " steps"]
     seconds: float
     stopped: Literal["steps", "seconds"]
+
+
+def wide_start(context: Scene, factor: int, config: CoarseConfig) -> Gaussians:
+    """What to start from: the baseline `upsampled` with wider Gaussians.
+
+    Fewer gaps open between the views, and the blur is optimised away.
+
+    Args:
+        context: Posed low-resolution views. [V, h, w, 3]
+        factor: Ratio of the resolutions, ≥ 1.
+        config: Of the coarse stage.
+
+    Returns:
+        Gaussians [V·factor·h·factor·w], as `upsampled_gaussians` orders them.
+
+    Raises:
+        Sr3dError: See `sr3d.coarse.upsampled_gaussians`.
+    """
+    return upsampled_gaussians(context, factor, replace(config, upsampled_sigma=START_SIGMA))
 
 
 def optimise(start: Gaussians, context: Scene, factor: int, config: OptimiseConfig) -> Optimised:

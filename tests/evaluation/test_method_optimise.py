@@ -13,7 +13,7 @@ from sr3d.evaluation.case import Made, Task
 from sr3d.evaluation.methods.base import MethodOptions
 from sr3d.evaluation.methods.optimise import Optimise
 from sr3d.training.metrics import psnr
-from sr3d.zoom.optimise import OptimiseConfig, optimise
+from sr3d.zoom.optimise import START_SIGMA, OptimiseConfig, optimise
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def task(batch: Batch) -> Task:
         given=batch.context,
         factor=2,
         cameras=batch.target.posed(),
-        config=CoarseConfig(source="sweep", upsampled_sigma=0.3),
+        config=CoarseConfig(source="sweep"),
     )
 
 
@@ -39,7 +39,7 @@ def made(task: Task, argument: str | None) -> Made:
 
 
 def test_steps_are_those_of_the_component(task: Task) -> None:
-    start = upsampled_gaussians(task.context, 2, task.config)
+    start = upsampled_gaussians(task.context, 2, CoarseConfig(source="sweep", upsampled_sigma=START_SIGMA))
     expected = optimise(start, task.context, 2, OptimiseConfig(steps=6))
     out = made(task, "6")
     assert out.gaussians is not None and out.images is None
@@ -75,7 +75,7 @@ def test_identity_holds_every_setting() -> None:
     identity = Optimise(MethodOptions(argument="7")).identity()
     assert identity["method"] == "optimise" and identity["steps"] == 7
     assert identity["upsampler"] == {"method": "bicubic", "name": "", "options": {}, "trainable": False}
-    assert identity.keys() == {"method", *OptimiseConfig.__dataclass_fields__}
+    assert identity.keys() == {"method", "start_sigma", *OptimiseConfig.__dataclass_fields__}
     assert json.loads(json.dumps(identity)) == identity
     assert Optimise(MethodOptions()).identity()["steps"] == OptimiseConfig().steps
 

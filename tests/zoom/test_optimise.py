@@ -82,7 +82,7 @@ def test_perturbed_start_recovers_at_a_held_out_view(batch: Batch, start: Gaussi
 def test_first_loss_is_the_formula(batch: Batch, start: Gaussians) -> None:
     from skimage.metrics import structural_similarity
 
-    config = OptimiseConfig(steps=1, high=0.3, low=0.9, dssim=0.25)
+    config = OptimiseConfig(steps=1, high=0.3, low=0.9, dssim=0.25, views=None)
     images = batch.context.images
     up = torch.nn.functional.interpolate(images.movedim(-1, 1), scale_factor=2, mode="bicubic").clamp(0, 1)
     drawn = render(start, batch.high.posed(), lod=False).rgb

@@ -1,4 +1,4 @@
-"""Method `optimise`: per-scene super-resolution, a number of steps from the baseline `upsampled`."""
+"""Method `optimise`: per-scene super-resolution, a number of steps from wider Gaussians of `upsampled`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from sr3d.coarse import upsampled_gaussians
 from sr3d.errors import Sr3dError
 from sr3d.evaluation.case import Made, Task
 from sr3d.evaluation.methods.base import Method, MethodOptions
-from sr3d.zoom.optimise import OptimiseConfig, optimise
+from sr3d.zoom.optimise import START_SIGMA, OptimiseConfig, optimise, wide_start
 
 
 class Optimise(Method):
@@ -40,7 +39,7 @@ class Optimise(Method):
 
     def identity(self) -> dict[str, Any]:
         """Name and all settings."""
-        return {**super().identity(), **asdict(self.config)}
+        return {**super().identity(), "start_sigma": START_SIGMA, **asdict(self.config)}
 
     def make(self, task: Task) -> Made:
         """Optimised Gaussians, one for each pixel of the enlarged inputs.
@@ -48,7 +47,7 @@ class Optimise(Method):
         Raises:
             Sr3dError: No poses or no depth, or the inputs are too small (see `sr3d.zoom.optimise.optimise`).
         """
-        start = upsampled_gaussians(task.context, task.factor, task.config).to(self.options.device)
+        start = wide_start(task.context, task.factor, task.config).to(self.options.device)
         with torch.enable_grad():
             done = optimise(start, task.context.to(self.options.device), task.factor, self.config)
         first, last = (float(done.losses[i]) if done.steps else None for i in (0, -1))
