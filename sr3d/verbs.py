@@ -124,7 +124,7 @@ def evaluate(
     Args:
         protocol: Name of a shipped protocol (docs/protocols.md), or a YAML file.
         methods: NAME, NAME:ARGUMENT or LABEL=NAME:ARGUMENT, separated by commas. bicubic, coarse, upsampled, scaffold;
-            optimise:STEPS; sr3d:CHECKPOINT; ply:PATH with {scene}, for somebody else's Gaussians.
+            optimise:STEPS or :SECONDSs; sr3d:CHECKPOINT; ply:PATH with {scene}, for somebody else's Gaussians.
         checkpoint: Trained network (.ckpt, .safetensors, a folder, a name on the Hugging Face hub); that of the demo
             if left out.
         scenes: Folders of captures, separated by commas, * allowed; for shards the folder of shards.

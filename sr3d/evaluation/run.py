@@ -97,11 +97,14 @@ def run_protocol(protocol: Protocol, config: RunConfig) -> Results | None:
     _check(config)
     cases = _limited(open_cases(protocol, config.sources), config.limit)
     config.output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(config.threads)
     tester = Tester(protocol, cases, config)
-    trainer = _trainer(config)
-    with torch.random.fork_rng(devices=[]):
-        trainer.test(tester, verbose=False)
+    trainer, threads = _trainer(config), torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            trainer.test(tester, verbose=False)
+    finally:
+        torch.set_num_threads(threads)
     if not trainer.is_global_zero:
         return None
     results = tester.collect()

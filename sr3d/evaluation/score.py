@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sr3d.cameras import Cameras
 from sr3d.coarse import CoarseConfig
 from sr3d.errors import Sr3dError
 from sr3d.evaluation.case import Case, Made, Task
@@ -80,7 +81,8 @@ def score_case(case: Case, run: Scoring) -> tuple[Scored, States]:
         folder=case.folder,
     )
     with Meter(run.device) as start:
-        covered = _covered(task, run.device)
+        coarse = None if task.given is None else task.coarse
+    covered = _covered(coarse, task.cameras.to(run.device))
     scored = Scored(
         case=case.name,
         scene=case.scene,
@@ -132,17 +134,17 @@ def available(metric: ViewMetric | SetMetric, seen: Observation) -> bool:
 
 def slug(name: str) -> str:
     """A file name for a case or a method: readable, and different for different names."""
-    short = re.sub(r"[^A-Za-z0-9.+=-]+", "_", name)[:80]
+    short = re.sub(r"[^A-Za-z0-9.+=-]+", "_", name)[:80].lstrip(".")
     return short if short == name else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _covered(task: Task, device: str) -> Bool[Tensor, "t h w"]:
+def _covered(coarse: Gaussians | None, cameras: Cameras) -> Bool[Tensor, "t h w"]:
     """Pixels where the coarse scene is solid; all of them where nothing is coarse."""
-    cameras = task.cameras.to(device)
-    if task.given is None:
+    device = cameras.K.device
+    if coarse is None:
         return torch.ones((len(cameras), cameras.height, cameras.width), dtype=torch.bool, device=device)
     with torch.no_grad():
-        return render(task.coarse.to(device), cameras).alpha > COVERED_ALPHA
+        return render(coarse.to(device), cameras).alpha > COVERED_ALPHA
 
 
 def _observe(

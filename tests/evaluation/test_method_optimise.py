@@ -71,6 +71,11 @@ def test_no_steps(task: Task) -> None:
     assert made(task, "0").notes == {"steps": 0, "stopped": "steps", "loss_first": None, "loss_last": None}
 
 
+def test_a_budget_of_time_ends_early(task: Task) -> None:
+    notes = made(task, "0.05s").notes
+    assert notes["stopped"] == "seconds" and 0 < notes["steps"] < OptimiseConfig().steps
+
+
 def test_identity_holds_every_setting() -> None:
     identity = Optimise(MethodOptions(argument="7")).identity()
     assert identity["method"] == "optimise" and identity["steps"] == 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -14,28 +15,32 @@ from sr3d.zoom.optimise import START_SIGMA, OptimiseConfig, optimise, wide_start
 
 
 class Optimise(Method):
-    """See `sr3d.zoom.optimise`. The argument is the number of steps; without one it is the tuned default.
+    """See `sr3d.zoom.optimise`: `optimise:300` takes 300 steps, `optimise:30s` the tuned number or what the time allows.
+
+    A budget of time makes results depend on the machine's speed: two runs need not agree.
 
     Attributes:
-        config: The tuned settings, with the number of steps asked for.
+        config: The tuned settings, with the budget asked for.
     """
 
     name: ClassVar[str] = "optimise"
     uses_coarse: ClassVar[bool] = False
 
     def __init__(self, options: MethodOptions) -> None:
-        """Read the number of steps.
+        """Read the budget.
 
         Raises:
-            Sr3dError: The argument is no whole number of 0 or more.
+            Sr3dError: The argument is neither a whole number of 0 or more nor a number of seconds.
         """
         super().__init__(options)
         self.config = OptimiseConfig()
         if options.argument is not None:
-            if not (options.argument.isascii() and options.argument.isdecimal()):
-                expected = "a number of steps, 0 or more, as in optimise:100"
+            budget = re.fullmatch(r"([0-9]+)|([0-9]+(?:\.[0-9]+)?)s", options.argument)
+            if budget is None:
+                expected = "a number of steps, 0 or more, as in optimise:100, or of seconds, as in optimise:30s"
                 raise Sr3dError("method optimise", "argument", repr(options.argument), expected)
-            self.config = OptimiseConfig(steps=int(options.argument))
+            steps, seconds = budget.groups()
+            self.config = OptimiseConfig(steps=int(steps)) if steps else OptimiseConfig(seconds=float(seconds))
 
     def identity(self) -> dict[str, Any]:
         """Name and all settings."""
