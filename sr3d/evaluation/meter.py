@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ class Meter:
         device: Where the work is done.
         seconds: Wall time.
         peak_bytes: On a GPU the most memory that PyTorch had allocated; on a CPU the process's largest resident set
-            meanwhile (Linux; elsewhere that at the end).
+            meanwhile (Linux with /proc/self/clear_refs; elsewhere that at the end).
     """
 
     device: str
@@ -32,7 +33,7 @@ class Meter:
         if self._cuda:
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
-        elif _STATUS.exists():
+        elif os.access(_CLEAR, os.W_OK):
             # 5 resets the kernel's record of the largest resident set.
             _CLEAR.write_text("5")
         self._start = time.perf_counter()
@@ -52,8 +53,8 @@ class Meter:
 
 
 def _peak_resident() -> int:
-    """Largest resident set since the last reset, bytes."""
-    if _STATUS.exists():
+    """Largest resident set since the last reset, that of now where nothing can be reset, bytes."""
+    if os.access(_CLEAR, os.W_OK):
         for line in _STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024

@@ -15,6 +15,7 @@ from sr3d.evaluation.methods.base import Method, MethodOptions
 from sr3d.evaluation.methods.network import load_network, one_level, zoomed
 from sr3d.models.estimate import out_of_memory_explained
 from sr3d.scene import Scene
+from sr3d.training.clip_model import TextEncoder
 from sr3d.training.conditions import Embedder
 from sr3d.training.evaluate import embedder_of
 from sr3d.training.teachers import LabelTeacher
@@ -28,8 +29,13 @@ class Predictor(Method):
     def __init__(self, options: MethodOptions) -> None:
         super().__init__(options)
         self.network, self._weights = load_network(options, self.name)
-        if options.text_model is not None and self.network.semantics is None:
-            raise Sr3dError("sr3d eval", "--text_model", options.text_model, "none: the network has no semantics")
+        if options.text_model is not None:
+            if self.network.semantics is None:
+                raise Sr3dError("sr3d eval", "--text_model", options.text_model, "none: the network has no semantics")
+            given, wanted = TextEncoder(options.text_model).width, self.network.semantics.config.embedding
+            if given != wanted:
+                found = f"{options.text_model}, embeddings of {given} channels"
+                raise Sr3dError("sr3d eval", "--text_model", found, f"{wanted} channels, as the network has learned")
         self._tables: dict[tuple[str, ...], Tensor] = {}
 
     def identity(self) -> dict[str, Any]:
