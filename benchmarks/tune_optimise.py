@@ -5,8 +5,8 @@ resolution; PSNR over pixels that the coarse scene covers (alpha > 0.8), one mas
 depth from stereo. `settings` varies one group of settings after the other and keeps the best; `starts` compares where
 to start from, and `steps` how long to go on, beside the baselines `coarse` and `upsampled`.
 
-    python benchmarks/tune_optimise.py settings --worlds 2 --size 32 --steps 100      # half an hour on one busy core
-    python benchmarks/tune_optimise.py starts steps
+    python benchmarks/tune_optimise.py settings --worlds 2 --size 32     # a quarter of an hour on one busy core
+    python benchmarks/tune_optimise.py starts steps --worlds 2           # the same
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from sr3d import Gaussians, Scene, Sr3dError, render
 from sr3d.coarse import CoarseConfig, upsampled_gaussians
 from sr3d.datasets import World
 from sr3d.datasets.batch import Batch, crop_scene, make_batch
-from sr3d.models.upsampler import UpsamplerConfig
+from sr3d.models.upsampler import Upsampler, UpsamplerConfig
 from sr3d.training.losses import low_resolution_error
 from sr3d.training.metrics import psnr
 from sr3d.zoom.optimise import OptimiseConfig, Optimised, optimise
@@ -159,6 +159,26 @@ def test_one_view_at_a_time_takes_turns(batch: Batch, start: Gaussians) -> None:
     losses = optimise(start, batch.context, 2, config).losses
     assert losses[0] == only[0]
     assert losses[1].item() == pytest.approx(only[1].item(), rel=0.2) and losses[1] != only[1]
+
+
+@pytest.mark.parametrize(
+    "upsampler",
+    [
+        UpsamplerConfig(method="bilinear"),
+        UpsamplerConfig(
+            method="swin2sr",
+            options={"upscale": 2, "embed_dim": 12, "depths": [1], "num_heads": [2], "window_size": 8},
+        ),
+    ],
+    ids=lambda config: config.method,
+)
+def test_pseudo_views_are_the_upsampler_s(batch: Batch, start: Gaussians, upsampler: UpsamplerConfig) -> None:
+    config = OptimiseConfig(steps=1, high=1.0, low=0.0, dssim=0.0, views=None, upsampler=upsampler)
+    drawn = render(start, batch.high.posed(), lod=False).rgb
+    torch.manual_seed(0)
+    expected = (drawn - Upsampler(upsampler)(batch.context.images.movedim(-1, 1), 2).movedim(1, -1)).abs().mean()
+    torch.manual_seed(0)
+    assert optimise(start, batch.context, 2, config).losses[0].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_higher_bands_stay(batch: Batch, start: Gaussians) -> None:

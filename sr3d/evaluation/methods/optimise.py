@@ -15,7 +15,7 @@ from sr3d.zoom.optimise import START_SIGMA, OptimiseConfig, optimise, wide_start
 
 
 class Optimise(Method):
-    """See `sr3d.zoom.optimise`: `optimise:300` takes 300 steps, `optimise:30s` the tuned number or what the time allows.
+    """See `sr3d.zoom.optimise`: `optimise:300` takes 300 steps, `optimise:30s` the tuned number or what time allows.
 
     A budget of time makes results depend on the machine's speed: two runs need not agree.
 
