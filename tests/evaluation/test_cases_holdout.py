@@ -21,6 +21,9 @@ from sr3d.evaluation.protocol import Protocol
 
 COUNT, EVERY, INPUTS = 9, 4, 3
 TESTS = [0, 4, 8]
+DATA: dict[str, Any] = {
+    "scenes": {"table": COUNT}, "every": EVERY, "input_divisor": 8, "target_divisor": 2, "inputs": INPUTS
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +33,7 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(capture: Path, factor: int = 4, paths: list[Path] | None = None, **data: Any) -> CaseSet:
-    values: dict[str, Any] = {
-        "scenes": {"table": COUNT}, "every": EVERY, "input_divisor": 8, "target_divisor": 2, "inputs": INPUTS
-    }  # fmt: skip
-    protocol = Protocol(name="held", title="Held out", kind="holdout", data=values | data, factor=factor, metrics=[])
+    protocol = Protocol(name="held", title="Held out", kind="holdout", data=DATA | data, factor=factor, metrics=[])
     return open_cases(protocol, Sources(paths=[capture] if paths is None else paths))
 
 
@@ -170,6 +170,28 @@ def test_what_does_not_fit_is_refused(capture: Path, change: dict[str, Any], exp
     with pytest.raises(Sr3dError) as error:
         opened(capture, **change)
     assert expected in str(error.value)
+
+
+def test_an_index_has_no_place_here(capture: Path) -> None:
+    protocol = Protocol(name="held", title="", kind="holdout", data=DATA, factor=4, metrics=[])
+    with pytest.raises(Sr3dError, match=r"--index: found a\.json; expected none: the protocol says which views"):
+        open_cases(protocol, Sources(paths=[capture], index=Path("a.json")))
+
+
+def test_images_of_one_name_in_two_folders_are_refused(capture: Path, tmp_path: Path) -> None:
+    """Results of one would take the place of the other's."""
+    content = json.loads((capture / "transforms.json").read_text())
+    (tmp_path / "table").mkdir()
+    for k, frame in enumerate(content["frames"]):
+        image = tmp_path / "table" / f"camera {k % 3}" / f"{k // 3}.png"
+        image.parent.mkdir(exist_ok=True)
+        image.symlink_to(capture / frame["file_path"])
+        frame["file_path"] = str(image)
+        del frame["depth_file_path"]
+    (tmp_path / "table" / "transforms.json").write_text(json.dumps(content))
+    with pytest.raises(Sr3dError, match=r"cases: found table/\d\.png twice; expected a name of its own"):
+        opened(tmp_path / "table", every=2, inputs=1)
+    assert opened(tmp_path / "table", every=3, inputs=1).names == [f"table/{k}.png" for k in range(3)]
 
 
 def test_a_folder_without_poses_is_refused(capture: Path, tmp_path: Path) -> None:

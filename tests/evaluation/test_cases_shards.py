@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import small_capture
 from stored import H, W, clip
 
 from sr3d import Scene, Sr3dError
@@ -26,6 +27,7 @@ INDEX = {
     "hall_01": {"context": [0, 3], "target": [2]},
     "cellar": None,
 }
+HEAD = {"format": "sr3d-evaluation", "version": 1, "data": {}, "rule": {}, "left_out": []}
 
 
 def long_clip(number: int, name: str) -> Scene:
@@ -87,13 +89,22 @@ def test_two_items_of_one_clip_and_inputs_have_different_names(shards: Path, tmp
     items = [{"clip": "hall", "context": [0, 3], "target": [t]} for t in (1, 2)]
     items += [{"clip": "attic", "context": [0, 2], "target": [1]}, {"clip": "hall", "context": [0, 3], "target": [1]}]
     path = tmp_path / "twice.json"
-    head = {"format": "sr3d-evaluation", "version": 1, "data": {}, "rule": {}, "left_out": []}
-    path.write_text(json.dumps({**head, "items": items}))
+    path.write_text(json.dumps({**HEAD, "items": items}))
     cases = opened([shards], path)
     assert cases.names == ["hall/0+3", "hall/0+3 (2)", "attic/0+2", "hall/0+3 (3)"]
     assert [cases.load(i).name for i in range(4)] == cases.names
     assert [cases.load(i).frames for i in (0, 1, 3)] == [["frame-0010"], ["frame-0020"], ["frame-0010"]]
     assert cases.digest != opened([shards], rewritten(path, list(reversed(items)))).digest
+
+
+def test_so_have_two_items_of_a_capture(tmp_path: Path) -> None:
+    capture, path = small_capture(tmp_path / "table"), tmp_path / "twice.json"
+    items = [{"clip": "table", "context": [0, 4], "target": [t]} for t in (1, 2)]
+    path.write_text(json.dumps({**HEAD, "items": items}))
+    protocol = Protocol(name="own", title="Own", kind="folder", data={"max_pixels": 400}, factor=4, metrics=[])
+    cases = open_cases(protocol, Sources(paths=[capture], index=path))
+    assert cases.names == ["table/0+4", "table/0+4 (2)"] == [cases.load(i).name for i in range(2)]
+    assert [cases.load(i).frames for i in range(2)] == [["1.png"], ["2.png"]]
 
 
 def rewritten(path: Path, items: list[dict[str, Any]]) -> Path:

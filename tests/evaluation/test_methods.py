@@ -19,7 +19,7 @@ from sr3d.coarse import CoarseConfig, coarse_gaussians, upsampled_gaussians
 from sr3d.datasets.batch import reduce_scene
 from sr3d.datasets.world import World
 from sr3d.evaluation.case import Made, Task
-from sr3d.evaluation.methods import MethodOptions
+from sr3d.evaluation.methods import MethodOptions, create_methods
 from sr3d.evaluation.methods.bicubic import Bicubic
 from sr3d.evaluation.methods.coarse import Coarse
 from sr3d.evaluation.methods.ply import Ply
@@ -128,6 +128,13 @@ def test_identities_name_settings_and_files(task: Task, untrained: Path) -> None
     own = Predictor(replace(options(Path("nowhere")), argument=str(untrained))).identity()
     assert own["checkpoint"] == str(untrained)
     assert Coarse(MethodOptions()).identity() == {"method": "coarse"}
+
+
+@pytest.mark.parametrize("label", ["truth", "input", "covered"])
+def test_labels_that_other_pictures_have_are_refused(label: str) -> None:
+    assert list(create_methods([f"{label}s=coarse"], MethodOptions())) == [f"{label}s"]
+    with pytest.raises(Sr3dError, match=f"--methods: found label {label}; expected any but covered, input, truth"):
+        create_methods(["coarse", f"{label}=coarse"], MethodOptions())
 
 
 def test_a_zoom_takes_one_pass_for_each_level(task: Task, trained: Path, untrained: Path) -> None:

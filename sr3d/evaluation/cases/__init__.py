@@ -30,6 +30,8 @@ def open_cases(protocol: Protocol, sources: Sources) -> CaseSet:
         if sources.paths or sources.index is not None:
             raise Sr3dError("sr3d eval", "--scenes, --index", "given", "none: the protocol names its worlds")
         return open_procedural(data, factor)
+    if isinstance(data, HoldoutData | GeneratedData) and sources.index is not None:
+        raise Sr3dError("sr3d eval", "--index", sources.index, "none: the protocol says which views are tested")
     if isinstance(data, FolderData):
         return open_folders(data, factor, sources)
     if isinstance(data, HoldoutData):

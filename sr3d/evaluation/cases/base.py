@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from sr3d.cameras import Cameras
 from sr3d.datasets.batch import reduce_scene
+from sr3d.errors import Sr3dError
 from sr3d.evaluation.case import Case
 from sr3d.scene import Scene
 
@@ -20,11 +22,14 @@ class CaseSet:
     """What is evaluated.
 
     Attributes:
-        names: Every case, in the order of the tables.
+        names: Every case, in the order of the tables; each once, since they name the files of results.
         scenes: Scene of every case.
         views: Target views that all cases have together.
         index: The frozen choice of views, plain values; with the protocol it says what was evaluated.
         load: Reads the i-th case. Raises Sr3dError.
+
+    Raises:
+        Sr3dError: Two cases have one name.
     """
 
     names: list[str]
@@ -32,6 +37,11 @@ class CaseSet:
     views: int
     index: dict[str, Any]
     load: Callable[[int], Case]
+
+    def __post_init__(self) -> None:
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            raise Sr3dError("sr3d eval", "cases", f"{twice[0]} twice", "a name of its own for every case")
 
     @property
     def digest(self) -> str:

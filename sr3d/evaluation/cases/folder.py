@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,6 +33,8 @@ def open_folders(data: FolderData, factor: int, sources: Sources) -> CaseSet:
     if absent:
         raise Sr3dError(str(frozen), "clips", f"{', '.join(absent)} not among the scenes", ", ".join(captures))
 
+    names = case_names(index.items)
+
     def load(i: int) -> Case:
         item = index.items[i]
         views = sorted({*item.context, *item.target})
@@ -39,10 +43,10 @@ def open_folders(data: FolderData, factor: int, sources: Sources) -> CaseSet:
         batch = make_batch(clip, [place[v] for v in item.context], [place[v] for v in item.target], factor)
         frames = [path.name for path in batch.target.paths] or [f"view {v}" for v in item.target]
         folder = str(captures[item.clip])
-        return plain_case(case_name(item), item.clip, batch.context, batch.target, factor, frames, folder=folder)
+        return plain_case(names[i], item.clip, batch.context, batch.target, factor, frames, folder=folder)
 
     return CaseSet(
-        names=[case_name(item) for item in index.items],
+        names=names,
         scenes=[item.clip for item in index.items],
         views=sum(len(item.target) for item in index.items),
         index={"rule": index.rule, "items": [asdict(item) for item in index.items]},
@@ -78,6 +82,11 @@ def choose(captures: dict[str, Path], rule: CaptureConfig) -> EvaluationIndex:
     return EvaluationIndex(items=items, source="captures", rule=asdict(replace(rule)))
 
 
-def case_name(item: EvaluationItem) -> str:
-    """E.g. "fox/3+9": the capture and its input views."""
-    return f"{item.clip}/{'+'.join(map(str, item.context))}"
+def case_names(items: Sequence[EvaluationItem]) -> list[str]:
+    """E.g. "fox/3+9": the capture and its input views, and a number where an index holds several items of them."""
+    again, names = Counter[str](), list[str]()
+    for item in items:
+        name = f"{item.clip}/{'+'.join(map(str, item.context))}"
+        again[name] += 1
+        names.append(name if again[name] == 1 else f"{name} ({again[name]})")
+    return names

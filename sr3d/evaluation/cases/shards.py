@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from sr3d.datasets.views import ViewConfig
 from sr3d.errors import Sr3dError
 from sr3d.evaluation.case import Case
 from sr3d.evaluation.cases.base import CaseSet, Sources, plain_case
-from sr3d.evaluation.cases.folder import case_name
+from sr3d.evaluation.cases.folder import case_names
 from sr3d.evaluation.data_config import ShardsData
 
 _TARGETS = 3  # of a clip, where there is no index
@@ -39,12 +38,7 @@ def open_shards(data: ShardsData, factor: int, sources: Sources) -> CaseSet:
     stored = stored_names(index, places, digest)
     size = None if data.image_size is None else (data.image_size[0], data.image_size[1])
     degrade = None if data.degrade == "area" else DegradeConfig(method=data.degrade)
-    # Published indices may hold several items of one clip and pair of inputs.
-    again, names = Counter[str](), list[str]()
-    for item in index.items:
-        name = case_name(item)
-        again[name] += 1
-        names.append(name if again[name] == 1 else f"{name} ({again[name]})")
+    names = case_names(index.items)
 
     def load(i: int) -> Case:
         item = index.items[i]

@@ -13,6 +13,7 @@ from sr3d.evaluation.methods.base import Method, MethodOptions
 
 __all__ = ["Method", "MethodOptions", "create_methods", "method_classes"]
 
+_TAKEN = ("covered", "input", "truth")  # names of other pictures of a case
 _SPEC = re.compile(r"(?:(?P<label>[\w.-]+)=)?(?P<name>\w+)(?::(?P<argument>.+))?")
 
 
@@ -34,8 +35,8 @@ def create_methods(specs: Sequence[str], options: MethodOptions) -> dict[str, Me
         Label → method; the label of NAME:ARGUMENT is the same text.
 
     Raises:
-        Sr3dError: No methods, a spec that cannot be read, an unknown name, a label twice, or a method cannot use its
-            options.
+        Sr3dError: No methods, a spec that cannot be read, an unknown name, a label twice or one that pictures have,
+            or a method cannot use its options.
     """
     classes, made = method_classes(), dict[str, Method]()
     for spec in specs:
@@ -45,6 +46,8 @@ def create_methods(specs: Sequence[str], options: MethodOptions) -> dict[str, Me
         name, label = match["name"], match["label"] or spec
         if name not in classes:
             raise Sr3dError("sr3d eval", "--methods", repr(name), ", ".join(classes))
+        if label in _TAKEN:
+            raise Sr3dError("sr3d eval", "--methods", f"label {label}", f"any but {', '.join(_TAKEN)}")
         if label in made:
             raise Sr3dError("sr3d eval", "--methods", f"{label} twice", "a label of its own each: LABEL=NAME:ARGUMENT")
         made[label] = classes[name](replace(options, argument=match["argument"]))
