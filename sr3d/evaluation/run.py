@@ -249,7 +249,8 @@ class Tester(lightning.LightningModule):
         """Metrics that were there but had nothing to look at."""
         known, out = _known(scores, pooled), {}
         for name, metric in self.run_state.metrics.items():
-            if not known & {column.name for column in metric.columns}:
+            # The other columns may be counts.
+            if metric.columns[0].name not in known:
                 needs = f" (needs {', '.join(metric.needs)})" if metric.needs else ""
                 out[name] = f"no view has a value{needs}"
         return out
