@@ -60,7 +60,7 @@ def zoom_into(
     factor: int,
     *,
     network: SuperResolver,
-    coarse: CoarseConfig | None = None,
+    coarse: CoarseConfig | Gaussians | None = None,
     cameras: Cameras | None = None,
     embedding: Float[Tensor, " e"] | None = None,
     max_gaussians: int = MAX_GAUSSIANS,
@@ -80,7 +80,8 @@ def zoom_into(
         target: Pixel (u, v) of the first view, pixel centres at +0.5.
         factor: Magnification up to which detail is added; a positive power of the network's factor.
         network: Refines every level; used as it is, on its own device.
-        coarse: Coarse stage of a `Scene`; by default its depths where it has them, else plane-sweep stereo.
+        coarse: Coarse stage of a `Scene`, or what it has made of it; by default its depths where it has them, else
+            plane-sweep stereo.
         cameras: Views of given Gaussians, at the resolution that their detail is good for. [C]
         embedding: What a network with conditioning is told at every level (see `sr3d.training.conditions`).
         max_gaussians: Largest level.
@@ -165,9 +166,11 @@ def _levels(factor: int, step: int) -> int:
 
 
 def _level_zero(
-    scene: Scene | Gaussians, cameras: Cameras | None, coarse: CoarseConfig | None
+    scene: Scene | Gaussians, cameras: Cameras | None, coarse: CoarseConfig | Gaussians | None
 ) -> tuple[Cameras, Gaussians]:
     if isinstance(scene, Scene):
+        if isinstance(coarse, Gaussians):
+            return scene.posed(), coarse
         config = coarse or CoarseConfig(source="sweep" if scene.depths is None else "depth")
         return scene.posed(), coarse_gaussians(scene, config)
     if cameras is None:

@@ -137,11 +137,18 @@ def test_labels_that_other_pictures_have_are_refused(label: str) -> None:
         create_methods(["coarse", f"{label}=coarse"], MethodOptions())
 
 
-def test_a_zoom_takes_one_pass_for_each_level(task: Task, trained: Path, untrained: Path) -> None:
+def test_a_zoom_takes_one_pass_for_each_level(
+    task: Task, trained: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     zoom = replace(task, zoom=(CENTER, 16), cameras=task.context.posed().index([0]).zoomed(16.0, CENTER))
-    for method, path in ((Predictor, trained), (Scaffold, untrained)):
-        network = SuperResolver.from_pretrained(path).eval()
-        expected = zoom_into(task.context, CENTER, 16, network=network, coarse=CONFIG)
+    expectations = [
+        zoom_into(task.context, CENTER, 16, network=SuperResolver.from_pretrained(path).eval(), coarse=CONFIG)
+        for path in (trained, untrained)
+    ]
+    assert len(zoom.coarse) == 128
+    # The coarse stage is not run again: its seconds would count twice.
+    monkeypatch.delattr("sr3d.zoom.loop.coarse_gaussians")
+    for method, path, expected in zip((Predictor, Scaffold), (trained, untrained), expectations):
         found = scene_of(method(options(path)).make(zoom))
         same(found, expected)
         assert levels_of(found) == levels_of(expected) == [0, 1, 2]
