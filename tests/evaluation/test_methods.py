@@ -168,10 +168,11 @@ def test_a_network_of_several_factors_is_used_at_the_one_that_is_asked_for(task:
 
 @pytest.fixture
 def others(task: Task, tmp_path: Path) -> Path:
-    """Somebody's files: hall.ply and hall/scene.sr3d, the latter with two more Gaussians."""
+    """Somebody's files, of 30, 31 and 32 Gaussians: hall.ply, hall/scene.ply and hall/scene.sr3d."""
     scene = task.coarse
     (tmp_path / "hall").mkdir()
     scene.index(slice(0, 30)).save(tmp_path / "hall.ply")
+    scene.index(slice(0, 31)).save(tmp_path / "hall" / "scene.ply")
     assert scene.lod is not None
     Forest.from_gaussians(scene.index(slice(0, 32))).save(tmp_path / "hall" / "scene.sr3d")
     return tmp_path
