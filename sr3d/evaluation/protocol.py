@@ -114,13 +114,27 @@ def read_protocol(name_or_path: str | Path) -> Protocol:
     if "name" in content:
         raise Sr3dError(path, "name", repr(content["name"]), "no such key: a protocol is called as its file")
     protocol: Protocol = from_dict(Protocol, {**content, "name": path.stem}, str(path), "")
-    data = data_from_dict(protocol.kind, protocol.data, str(path))
-    _check_sizes(path, data, protocol.factor)
-    protocol.data = asdict(data)
+    protocol.data = asdict(typed_data(protocol, str(path)))
     return protocol
 
 
-def _check_sizes(path: Path, data: Data, factor: int) -> None:
+def typed_data(protocol: Protocol, source: str) -> Data:
+    """The options of a protocol's kind, checked.
+
+    Args:
+        protocol: Its `data` and factor.
+        source: File, for errors.
+
+    Raises:
+        Sr3dError: An unknown or missing key, a value of the wrong type or out of range, or sizes that do not fit the
+            factor; names the key.
+    """
+    data = data_from_dict(protocol.kind, protocol.data, source)
+    _check_sizes(source, data, protocol.factor)
+    return data
+
+
+def _check_sizes(path: str, data: Data, factor: int) -> None:
     """Sizes of inputs and targets have the ratio that is asked for."""
     if isinstance(data, ProceduralData):
         if data.size % factor:

@@ -29,6 +29,7 @@ _KINDS = {
     "generated": "Generated Gaussian scenes, seen from around: nobody knows the truth.",
 }
 _SOURCES = {"sweep": "found in the input views (plane sweep)", "depth": "given with the input views"}
+_SHOWN = 4  # cases, where there is no best one
 _DETAIL = 5  # a detail crop is this part of the longer side
 
 
@@ -63,7 +64,7 @@ def render_html(results: Results, summary: Summary, folder: Path) -> str:
         page.card("Scores", "".join(_sheet(s) for s in own), "scores"),
         page.card("What papers print", "".join(_sheet(s) for s in published), "published") if published else "",
         "" if focus is None else _plots(results, summary, focus),
-        "" if focus is None else _scenes(results, summary, focus, folder),
+        _gallery(results, folder) if focus is None else _scenes(results, summary, focus, folder),
         _protocol(results),
         _provenance(results),
     ]
@@ -103,11 +104,12 @@ def _header(results: Results, summary: Summary, title: str) -> str:
         for level, share in summary.coverage.items()
     ]
     words = [_KINDS.get(protocol.get("kind", ""), "")]
-    if protocol.get("factor", 1) > 1:
+    coarse = protocol.get("kind") != "generated"
+    if coarse and protocol.get("factor", 1) > 1:
         words.append(f"Inputs are {protocol['factor']} times smaller than the views that are asked for, per side.")
-    if protocol.get("source") in _SOURCES:
+    if coarse and protocol.get("source") in _SOURCES:
         words.append(f"Depth of the coarse scene is {_SOURCES[protocol['source']]}.")
-    if covered:
+    if coarse and covered:
         words.append(f"Covered by the coarse scene: {', '.join(covered)}.")
     incomplete = " class=loss" if evaluated < results.expected else ""
     lead = html.escape(" ".join(w for w in words if w))
@@ -165,6 +167,19 @@ def _scenes(results: Results, summary: Summary, focus: Focus, folder: Path) -> s
         body = f"<p class=note>{html.escape(text)}</p>{pictures}{missing}"
         cards.append(page.card(f"The {rank} {summary.unit}: {name}", body, f"{rank}-scene"))
     return "\n".join(cards)
+
+
+def _gallery(results: Results, folder: Path) -> str:
+    """The first few cases as every method drew them, where nothing says which are best."""
+    rows = []
+    for case in results.cases[:_SHOWN]:
+        paths = {m: folder / case.pictures[m] for m in results.methods if m in case.pictures}
+        images: list[Tensor | None] = [torch.from_numpy(read_image(p)) for p in paths.values() if p.is_file()]
+        if images:
+            heads = "".join(_head(method, "") for method, path in paths.items() if path.is_file())
+            tiles = f'<div class=grid style="--columns:{len(images)}">{heads}{_tiles(images, "image")}</div>'
+            rows.append(f"<h3>{html.escape(case.case)}</h3><div class=scroll>{tiles}</div>")
+    return page.card("Pictures", "".join(rows), "pictures") if rows else ""
 
 
 def _comparison(results: Results, focus: Focus, case: Scored, paths: dict[str, Path]) -> str:

@@ -162,8 +162,9 @@ def _scores(results: Results, summary: Summary, level: int, named: str) -> list[
     if found:
         scenes = len(summary.rows[level])
         counted = f"{summary.views[level]} target views of {scenes} scene{'s' if scenes > 1 else f' ({n} cases)'}"
+        covered = f"; {100 * summary.coverage[level]:.1f} % of their pixels are covered by the coarse scene"
         found[-1].notes += [
-            f"{counted}; {100 * summary.coverage[level]:.1f} % of their pixels are covered by the coarse scene.",
+            f"{counted}{'' if results.protocol.get('kind') == 'generated' else covered}.",
             f"Mean over {summary.unit}s [95 % bootstrap interval].",
             *few(summary, n),
         ]

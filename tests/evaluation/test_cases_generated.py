@@ -179,6 +179,8 @@ def test_a_run_has_costs_and_pictures_but_no_scores(whole: tuple[Results, Path, 
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "Around generated scenes" in report and "144" in report and "144" in said and "FPS" in said
     assert read_results(folder / "results.json").cases[2].fps == found.cases[2].fps
+    # Pictures of all three cases, and no word about a coarse scene that there is none of.
+    assert report.count("<img class=pixelated") == 3 and "coarse scene" not in report
 
 
 @pytest.mark.parametrize(

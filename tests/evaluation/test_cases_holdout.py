@@ -159,8 +159,8 @@ def test_a_zoom_has_no_truth(capture: Path) -> None:
     [
         ({"scenes": {"table": 8}}, "table: images: found 9; expected 8, as the protocol says"),
         ({"scenes": {"table": 9, "bicycle": 194}}, "--scenes: found no folder bicycle; expected all of table, bicycle"),
-        ({"input_divisor": 4}, "found 4 and 2; expected a ratio of 4"),
-        ({"factor": 2}, "found 8 and 2; expected a ratio of 2"),
+        ({"input_divisor": 4}, "data.input_divisor: found 4; expected target_divisor times the factor: 2 x 4"),
+        ({"factor": 2}, "data.input_divisor: found 8; expected target_divisor times the factor: 2 x 2"),
         ({"paths": []}, "--scenes: found none"),
         ({"every": 1}, "every: found 1; expected 2 or more"),
         ({"inputs": 9}, "more images than the 9 inputs"),
@@ -170,6 +170,13 @@ def test_what_does_not_fit_is_refused(capture: Path, change: dict[str, Any], exp
     with pytest.raises(Sr3dError) as error:
         opened(capture, **change)
     assert expected in str(error.value)
+
+
+def test_scenes_that_the_protocol_does_not_know_are_refused(capture: Path, tmp_path: Path) -> None:
+    (tmp_path / "attic").mkdir()
+    protocol = Protocol(name="held", title="", kind="holdout", data=DATA, factor=4, metrics=[])
+    with pytest.raises(Sr3dError, match="--scenes: found attic; expected scenes of the protocol: table"):
+        open_cases(protocol, Sources(paths=[capture, tmp_path / "attic"]))
 
 
 def test_an_index_has_no_place_here(capture: Path) -> None:

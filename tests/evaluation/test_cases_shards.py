@@ -164,7 +164,7 @@ def test_without_an_index_the_ends_of_every_clip_are_the_inputs(shards: Path) ->
         ({"paths": []}, f"--scenes: found 0 paths; expected one folder of shards, e.g. of `{PACK}`"),
         ({"paths": ["a", "b"]}, "--scenes: found 2 paths"),
         ({"paths": ["nowhere"]}, "nowhere"),
-        ({"image_size": [9, 9]}, "9x9 with factor 2"),
+        ({"image_size": [9, 9]}, "data.image_size: found [9, 9]; expected multiples of the factor 2"),
     ],
 )
 def test_what_does_not_fit_is_refused(shards: Path, index: Path, change: dict[str, Any], expected: str) -> None:
@@ -190,3 +190,15 @@ def test_an_index_that_means_other_data_is_refused(
     with pytest.raises(Sr3dError) as error:
         opened([shards], path).load(0)
     assert expected in str(error.value)
+
+
+def test_clips_that_are_too_short_are_not_dropped_silently(tmp_path: Path) -> None:
+    write_shards([long_clip(0, "hall"), clip(4)], tmp_path / "short")
+    protocol = replace(PLAIN, data={"pack": PACK, "where": ""})
+    with pytest.raises(Sr3dError, match=r"clips: found 1 of fewer than 5 views, such as .*--index"):
+        open_cases(protocol, Sources(paths=[tmp_path / "short"]))
+    write_shards([long_clip(0, "hall")], tmp_path / "long")
+    assert open_cases(protocol, Sources(paths=[tmp_path / "long"])).names == ["hall/0+4"]
+
+
+PLAIN = Protocol(name="plain", title="", kind="shards", data={}, factor=2, metrics=[])

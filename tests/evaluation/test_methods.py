@@ -206,6 +206,11 @@ def test_gaussians_of_others_are_read_as_they_are(
         assert made.notes["sha256"] == hashlib.sha256((others / file).read_bytes()).hexdigest()
 
 
+def test_a_scene_without_a_folder_has_no_files(task: Task) -> None:
+    with pytest.raises(Sr3dError, match=r"folder: found none.*ply:PATH with \{scene\}"):
+        Ply(MethodOptions()).make(replace(task, folder=""))
+
+
 def test_a_scene_ply_is_taken_where_there_is_no_forest(task: Task, others: Path) -> None:
     (others / "two").mkdir()
     (others / "hall.ply").rename(others / "two" / "scene.ply")

@@ -9,8 +9,8 @@ from sr3d.evaluation.cases.generated import open_generated
 from sr3d.evaluation.cases.holdout import open_holdouts
 from sr3d.evaluation.cases.procedural import open_procedural
 from sr3d.evaluation.cases.shards import open_shards
-from sr3d.evaluation.data_config import FolderData, GeneratedData, HoldoutData, ProceduralData, data_from_dict
-from sr3d.evaluation.protocol import Protocol
+from sr3d.evaluation.data_config import FolderData, GeneratedData, HoldoutData, ProceduralData
+from sr3d.evaluation.protocol import Protocol, typed_data
 
 __all__ = ["CaseSet", "Sources", "open_cases"]
 
@@ -25,7 +25,7 @@ def open_cases(protocol: Protocol, sources: Sources) -> CaseSet:
     Raises:
         Sr3dError: Data is missing, or is not what the index was made for.
     """
-    data, factor = data_from_dict(protocol.kind, protocol.data, protocol.name), protocol.factor
+    data, factor = typed_data(protocol, f"protocol {protocol.name}"), protocol.factor
     if isinstance(data, ProceduralData):
         if sources.paths or sources.index is not None:
             raise Sr3dError("sr3d eval", "--scenes, --index", "given", "none: the protocol names its worlds")

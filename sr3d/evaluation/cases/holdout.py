@@ -27,15 +27,15 @@ def open_holdouts(data: HoldoutData, factor: int, sources: Sources) -> CaseSet:
     """One case for each test image.
 
     Raises:
-        Sr3dError: A scene of the protocol is absent, has another number of images, or divisors do not fit the factor.
+        Sr3dError: A scene of the protocol is absent, has another number of images, or others are given.
     """
-    if data.input_divisor != factor * data.target_divisor:
-        found = f"{data.input_divisor} and {data.target_divisor}"
-        raise Sr3dError("protocol", "input_divisor, target_divisor", found, f"a ratio of {factor}")
     folders = captures_by_name(sources.paths)
     absent = [name for name in data.scenes if name not in folders]
     if absent:
         raise Sr3dError("sr3d eval", "--scenes", f"no folder {', '.join(absent)}", f"all of {', '.join(data.scenes)}")
+    others = [name for name in folders if name not in data.scenes]
+    if others:
+        raise Sr3dError("sr3d eval", "--scenes", ", ".join(others), f"scenes of the protocol: {', '.join(data.scenes)}")
     frames = {name: _frames(folders[name], count) for name, count in data.scenes.items()}
     chosen = [(name, group) for name in data.scenes for group in _groups(len(frames[name]), data)]
     inputs = [_nearest(frames[name], group, data) for name, group in chosen]

@@ -79,4 +79,9 @@ def _index(data: ShardsData, clips: ShardDataset, frozen: Path | None) -> Evalua
         return index
     if data.where:
         raise Sr3dError("sr3d eval", "--index", "none", data.where)
-    return freeze(clips.clips(), ViewConfig(target=_TARGETS), source="ends of every clip")
+    index = freeze(clips.clips(), ViewConfig(target=_TARGETS), source="ends of every clip")
+    if index.left_out:
+        found = f"{len(index.left_out)} of fewer than {_TARGETS + 2} views, such as {index.left_out[0]}"
+        expected = "clips that are long enough, or an index (--index, see sr3d freeze) that leaves others out"
+        raise Sr3dError("sr3d eval", "clips", found, expected)
+    return index

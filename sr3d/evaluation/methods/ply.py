@@ -57,6 +57,8 @@ def stored_scene(scene: str, folder: str, patterns: Sequence[str] = _DEFAULT) ->
     Raises:
         Sr3dError: No such file, or it cannot be read.
     """
+    if not folder and all("{folder}" in pattern for pattern in patterns):
+        raise Sr3dError(scene, "folder", "none: the scene has no files of its own", "ply:PATH with {scene}")
     paths = [Path(p.replace("{scene}", scene).replace("{folder}", folder)) for p in patterns]
     path = next((p for p in paths if p.exists()), None)
     if path is None:
