@@ -1,6 +1,6 @@
 """The tables of docs/results.md: every method on procedural places, on a zoom, and on real captures.
 
-    python benchmarks/results.py --scenes captures            # all of it: some two hours on two cores
+    python benchmarks/results.py --scenes captures            # all of it: about an hour on two cores
     python benchmarks/results.py --scenes captures --devices 2 --methods bicubic,coarse,upsampled,sr3d
     python benchmarks/results.py --write                      # only docs/results.md again, from what was measured
 
@@ -85,7 +85,8 @@ def measure(part: Part, arguments: argparse.Namespace, captures: dict[str, tuple
     words = ["--protocol", part.protocol, "--source", part.source, "--methods", arguments.methods]
     words += ["--checkpoint", str(arguments.checkpoint), "--devices", str(arguments.devices)]
     words += ["--accelerator", arguments.accelerator, "--output", str(arguments.output / part.key)]
-    words += ["--scenes", ",".join(map(str, paths))] if part.protocol == "folder" else []
+    if part.protocol == "folder":
+        words += ["--scenes", ",".join(map(str, paths)), "--data.max_pixels", str(arguments.max_pixels)]
     print(f"== {part.title}", flush=True)
     # A process of its own: Lightning starts the other ones by running the command again.
     subprocess.run([sys.executable, str(ROOT / "eval.py"), *words], check=True)
@@ -107,7 +108,10 @@ def chapter(part: Part, folder: Path, images: Path) -> str:
 
 def command(part: Part, results: Results) -> str:
     """What runs this part alone."""
-    scenes = "" if part.protocol != "folder" else " --scenes " + ",".join(dict.fromkeys(c.scene for c in results.cases))
+    scenes = ""
+    if part.protocol == "folder":
+        names = ",".join(dict.fromkeys(case.scene for case in results.cases))
+        scenes = f" --scenes {names} --data.max_pixels {results.protocol['data']['max_pixels']}"
     methods = ",".join(results.methods)
     return f"`python eval.py --protocol {part.protocol} --source {part.source} --methods {methods}{scenes}`\n"
 
@@ -140,6 +144,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=ROOT / DEMO_CHECKPOINT)
     parser.add_argument("--devices", type=int, default=1, help="processes, one for each GPU")
     parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--max_pixels", type=int, default=10_000, help="largest low-resolution input of a capture")
     parser.add_argument("--only", nargs="+", choices=[part.key for part in PARTS], help="parts to measure")
     parser.add_argument("--write", action="store_true", help="measure nothing")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "results")
