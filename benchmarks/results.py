@@ -31,6 +31,11 @@ from sr3d.verbs import DEMO_CHECKPOINT
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = "bicubic,coarse,upsampled,scaffold,optimise,sr3d"
+LONG = "sr3d-2000"
+NETWORKS = {
+    "sr3d": "the network of `make demo`",
+    LONG: "the longest training of `benchmarks/ablation.py --long 2000`, on procedural places that are in focus",
+}
 PLOTS = ("quality_seconds.png", "quality_gaussians.png", "differences.png", "levels.png")
 
 
@@ -82,7 +87,8 @@ def measure(part: Part, arguments: argparse.Namespace, captures: dict[str, tuple
     if part.protocol == "folder" and not paths:
         print(f"{part.key}: left out, no captures (--scenes)")
         return
-    words = ["--protocol", part.protocol, "--source", part.source, "--methods", arguments.methods]
+    methods = arguments.methods + ("" if arguments.long is None else f",{LONG}=sr3d:{arguments.long}")
+    words = ["--protocol", part.protocol, "--source", part.source, "--methods", methods]
     words += ["--checkpoint", str(arguments.checkpoint), "--devices", str(arguments.devices)]
     words += ["--accelerator", arguments.accelerator, "--output", str(arguments.output / part.key)]
     if part.protocol == "folder":
@@ -112,7 +118,7 @@ def command(part: Part, results: Results) -> str:
     if part.protocol == "folder":
         names = ",".join(dict.fromkeys(case.scene for case in results.cases))
         scenes = f" --scenes {names} --data.max_pixels {results.protocol['data']['max_pixels']}"
-    methods = ",".join(results.methods)
+    methods = ",".join(f"{LONG}=sr3d:CHECKPOINT" if method == LONG else method for method in results.methods)
     return f"`python eval.py --protocol {part.protocol} --source {part.source} --methods {methods}{scenes}`\n"
 
 
@@ -120,15 +126,20 @@ def write_docs(output: Path, docs: Path) -> None:
     """docs/results.md from everything that was measured."""
     parts = [part for part in PARTS if (output / part.key / RESULTS).is_file()]
     first = read_results(output / parts[0].key / RESULTS)
-    weights = {m: about["sha256"][:16] for m, about in first.methods.items() if about.get("sha256")}
+    networks = [
+        f"`{method}` is {NETWORKS[method]} (SHA-256 {first.methods[method]['sha256'][:16]})"
+        for method in NETWORKS
+        if method in first.methods
+    ]
     git = first.provenance["git"]
     head = [
         "# Results\n",
         "Written by `python benchmarks/results.py --scenes CAPTURES`; do not edit. The command above a table makes "
         "it alone. Intervals are 95 % bootstrap intervals over scenes.\n",
+        f"{'; '.join(networks)}. `optimise` is per-scene super-resolution by gradient descent, `bicubic` enlarges the "
+        "target views themselves: it sees what no other method is given.\n",
         f"Machine: {', '.join(f'{k} {v}' for k, v in machine().items())}. Commit: "
-        f"{git['commit'][:12] if git else 'unknown'}{' with changes' if git and git['dirty'] else ''}. "
-        f"Weights (SHA-256): {', '.join(f'{m} {digest}' for m, digest in weights.items())}.\n",
+        f"{git['commit'][:12] if git else 'unknown'}{' with changes' if git and git['dirty'] else ''}.\n",
     ]
     text = "\n".join(head + [chapter(part, output / part.key, docs / "images") for part in parts])
     with atomic(docs / "results.md") as temporary:
@@ -142,6 +153,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, help="folder of captures")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / DEMO_CHECKPOINT)
+    parser.add_argument("--long", type=Path, help=f"checkpoint of a second network, {LONG}")
     parser.add_argument("--devices", type=int, default=1, help="processes, one for each GPU")
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("--max_pixels", type=int, default=10_000, help="largest low-resolution input of a capture")
