@@ -42,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> int:
         elif words[:1] == ["pack"]:
             verbs.pack(*words[1:])
         else:
-            parsed = build_parser().parse_args(["--output" if w == "-o" else w for w in words])
+            parsed = build_parser().parse_args(_spelt_out(words))
             return VERBS[parsed.verb](**parsed[parsed.verb].as_dict()) or 0
     except Sr3dError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -58,6 +58,21 @@ def build_parser() -> ArgumentParser:
     for name, function in VERBS.items():
         commands.add_subcommand(name, _verb_parser(function), help=_summary(function))
     return parser
+
+
+def _spelt_out(words: Sequence[str]) -> list[str]:
+    """-o in full, dashes inside the names of options as underscores, and a switch without a value as true."""
+    verb = VERBS.get(words[0]) if words else None
+    kinds = {} if verb is None else {f"--{name}": p.annotation for name, p in signature(verb).parameters.items()}
+    out: list[str] = []
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        out.append("--output" if word == "-o" else name + equals + value)
+        if kinds.get(name) == "bool" and not equals and words[i + 1 : i + 2] not in (["true"], ["false"]):
+            out.append("true")
+    return out
 
 
 def _summary(function: Callable[..., int | None]) -> str:

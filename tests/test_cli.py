@@ -14,7 +14,7 @@ from small import small_capture, small_checkpoint, small_config
 
 from sr3d import Gaussians, demo, render
 from sr3d.capture import CaptureConfig
-from sr3d.cli import VERBS, build_parser, main
+from sr3d.cli import VERBS, _spelt_out, build_parser, main
 from sr3d.demo import busiest_pixel, clear_output, make_shards, run_demo
 from sr3d.demo_config import DemoConfig
 from sr3d.evaluation.results_file import read_results
@@ -52,6 +52,18 @@ def test_help_needs_no_heavy_verb_modules() -> None:
 def test_options_follow_the_signatures() -> None:
     parsed = build_parser().parse_args(["zoom", "here", "--target", "1,2", "--checkpoint", "c", "--output", "o"])
     assert parsed.zoom.scene == Path("here") and parsed.zoom.factor == 16 and parsed.zoom.views is None
+
+
+def test_dashes_and_switches() -> None:
+    parse = build_parser().parse_args
+    for words in (["--allow-missing", "--text-model", "a-b"], ["--allow_missing=true", "--text_model=a-b"]):
+        found = parse(_spelt_out(["eval", *words, "-o", "out-put", "--data.max-pixels", "7"])).eval
+        assert found.allow_missing and found.text_model == "a-b" and found.output == Path("out-put")
+        assert found.data == {"max_pixels": 7}
+    off = parse(_spelt_out(["eval", "--allow-missing", "false", "--wandb"])).eval
+    assert not off.allow_missing and off.wandb
+    assert not parse(_spelt_out(["models"])).models.checkpointing
+    assert parse(_spelt_out(["models", "--checkpointing", "--views", "3"])).models.checkpointing
 
 
 @pytest.mark.parametrize(

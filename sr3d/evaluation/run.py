@@ -193,7 +193,7 @@ class Tester(lightning.LightningModule):
         missing = [{"case": self.cases.names[i], "reason": self._reason(i)} for i in left]
         if missing and (not self.run_config.allow_missing or not done):
             words = f"{len(done)} of {len(self.cases.names)}; {missing[0]['case']}: {missing[0]['reason']}"
-            expected = "every case of the index, or --allow_missing true to list those that are missing"
+            expected = "every case of the index, or --allow-missing to list those that are missing"
             raise Sr3dError("sr3d eval", "cases evaluated", words, expected)
         views = sum(len(scored.frames) for scored in done.values())
         if not missing and views != self.cases.views:
