@@ -17,7 +17,8 @@ from tiny_networks import sloped_scene, tiny_config
 from sr3d import Sr3dError, SuperResolver
 from sr3d.models import checkpoint as module
 from sr3d.models.checkpoint import EMA_KEY, FORMAT, network_entries
-from sr3d.models.config import _value, config_from_dict
+from sr3d.models.config import config_from_dict
+from sr3d.typed import from_dict
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +311,7 @@ def test_optional_parts_and_lists_survive_json() -> None:
         Whole(part=Part(rate=0.5, mode="b"), sizes=[2], parts=[Part(rate=1.0)], options={"a": [1, None]}, either=0.5),
         Whole(parts=[], options={}),
     ):
-        again = _value(Whole, json.loads(json.dumps(asdict(value))), "x", "")
+        again = from_dict(Whole, json.loads(json.dumps(asdict(value))), "x", "")
         assert again == value and type(again.pair) is tuple
     config = replace(tiny_config(), factor=8)
     assert config_from_dict(json.loads(json.dumps(asdict(config)))) == config
@@ -339,4 +340,4 @@ def test_optional_parts_and_lists_survive_json() -> None:
 def test_wrong_values_are_named_by_key(change: dict, message: str) -> None:
     values = copy.deepcopy({"parts": [], "options": {}} | change)
     with pytest.raises(Sr3dError, match=message):
-        _value(Whole, values, "x", "")
+        from_dict(Whole, values, "x", "")

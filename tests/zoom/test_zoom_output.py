@@ -17,7 +17,7 @@ from sr3d.zoom.measure import consistency, magnify, photograph, resample
 from sr3d.zoom.run import run_zoom, write_results
 from sr3d.zoom.video import video_size, write_video
 
-FILES = ["contact.png", "metrics.json", "scene.ply", "scene.sr3d", "zoom.mp4"]
+FILES = ["cameras.json", "contact.png", "metrics.json", "scene.ply", "scene.sr3d", "zoom.mp4"]
 
 
 def test_path_is_exponential_about_the_center(table, target):
