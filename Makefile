@@ -29,7 +29,7 @@ types: setup
 
 test: lint types
 	@echo "== tests: pytest, one process per core (four at most)"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 bench: setup
 	@echo "== benchmarks: renderer against a matrix product in the same process, levels of detail, data, training (half an hour, 16 GB)"

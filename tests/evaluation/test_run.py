@@ -108,6 +108,7 @@ def test_two_runs_agree_in_everything_but_time(
     assert main(["compare", str(whole / "results.json"), str(tmp_path / "again" / "results.json")]) == 0
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(whole: Path, photos: list[Path], checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sr3d.cli", *words(photos, checkpoint, tmp_path / "two"), "--devices", "2"]
     command += ["--accelerator", "cpu"]

@@ -58,6 +58,7 @@ def step(network: SuperResolver, batch: int, precision: str) -> tuple[int, int]:
     return forward.peak, training.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "batch", "overrides", "precision", "checkpointing"),
     [
