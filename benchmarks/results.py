@@ -119,7 +119,9 @@ def command(part: Part, results: Results) -> str:
         names = ",".join(dict.fromkeys(case.scene for case in results.cases))
         scenes = f" --scenes {names} --data.max_pixels {results.protocol['data']['max_pixels']}"
     methods = ",".join(f"{LONG}=sr3d:CHECKPOINT" if method == LONG else method for method in results.methods)
-    return f"`python eval.py --protocol {part.protocol} --source {part.source} --methods {methods}{scenes}`\n"
+    git = results.provenance["git"]
+    state = f" (commit {git['commit'][:12]}{', with changes' if git['dirty'] else ''})" if git else ""
+    return f"`python eval.py --protocol {part.protocol} --source {part.source} --methods {methods}{scenes}`{state}\n"
 
 
 def write_docs(output: Path, docs: Path) -> None:
@@ -131,15 +133,13 @@ def write_docs(output: Path, docs: Path) -> None:
         for method in NETWORKS
         if method in first.methods
     ]
-    git = first.provenance["git"]
     head = [
         "# Results\n",
         "Written by `python benchmarks/results.py --scenes CAPTURES`; do not edit. The command above a table makes "
         "it alone. Intervals are 95 % bootstrap intervals over scenes.\n",
         f"{'; '.join(networks)}. `optimise` is per-scene super-resolution by gradient descent, `bicubic` enlarges the "
         "target views themselves: it sees what no other method is given.\n",
-        f"Machine: {', '.join(f'{k} {v}' for k, v in machine().items())}. Commit: "
-        f"{git['commit'][:12] if git else 'unknown'}{' with changes' if git and git['dirty'] else ''}.\n",
+        f"Machine: {', '.join(f'{k} {v}' for k, v in machine().items())}.\n",
     ]
     text = "\n".join(head + [chapter(part, output / part.key, docs / "images") for part in parts])
     with atomic(docs / "results.md") as temporary:

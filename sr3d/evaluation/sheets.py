@@ -117,8 +117,9 @@ def _gain(pair: Paired, about: dict[str, Any]) -> str:
 
 
 def _name(results: Results, method: str) -> Cell:
-    flat = method in two_dimensional(results)
-    return Cell(value=method, interval="(sees the target views, reduced)" if flat else "")
+    zoomed = any(level > 1 for case in results.cases for level in case.levels)
+    words = "(enlarges the input)" if zoomed else "(sees the target views, reduced)"
+    return Cell(value=method, interval=words if method in two_dimensional(results) else "")
 
 
 def _best(results: Results, values: dict[str, float], about: dict[str, Any]) -> set[str]:

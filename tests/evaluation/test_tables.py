@@ -211,3 +211,10 @@ def test_latex_is_escaped() -> None:
         for line in body[1].splitlines():
             if not line.startswith(("\\toprule", "\\midrule", "\\bottomrule")):
                 assert len(re.findall(r"(?<!\\)&", line)) == len(body[0]) - 1
+
+
+def test_what_a_method_in_two_dimensions_is_given_is_said() -> None:
+    for levels, words in (((1,), "(sees the target views, reduced)"), ((4, 16), "(enlarges the input)")):
+        results = made_results(levels=levels)
+        text = markdown(results, summarise(results, "upsampled"))
+        assert f"| bicubic {words}" in text
