@@ -76,9 +76,9 @@ def test_ms_ssim_of_scipy() -> None:
     gray, true = (x.mean(dim=-1, keepdim=True).expand(-1, -1, -1, 3) for x in (rgb, truth))
     values = MsSsim().measure(observed(gray, true, covered=covered))
     a, b = gray[0, ..., 0].double().numpy(), true[0, ..., 0].double().numpy()
-    assert values["ms_ssim"].item() == pytest.approx(_ms_ssim(a, b), abs=1e-6)
+    assert values["ms_ssim"].item() == pytest.approx(_ms_ssim(a, b), abs=1e-5)
     mixed = np.where(covered[0].numpy(), a, b)
-    assert values["ms_ssim_covered"].item() == pytest.approx(_ms_ssim(mixed, b), abs=1e-6)
+    assert values["ms_ssim_covered"].item() == pytest.approx(_ms_ssim(mixed, b), abs=1e-5)
     assert 0.1 < values["ms_ssim"].item() < values["ms_ssim_covered"].item() < 1
 
 
