@@ -177,7 +177,9 @@ def _gallery(results: Results, folder: Path) -> str:
         images: list[Tensor | None] = [torch.from_numpy(read_image(p)) for p in paths.values() if p.is_file()]
         if images:
             heads = "".join(_head(method, "") for method, path in paths.items() if path.is_file())
-            tiles = f'<div class=grid style="--columns:{len(images)}">{heads}{_tiles(images, "image")}</div>'
+            pictures = _tiles(images, "image")
+            style = f"--columns:{len(images)};max-width:{320 * len(images)}px"
+            tiles = f'<div class=grid style="{style}">{heads}{pictures}</div>'
             rows.append(f"<h3>{html.escape(case.case)}</h3><div class=scroll>{tiles}</div>")
     return page.card("Pictures", "".join(rows), "pictures") if rows else ""
 

@@ -272,15 +272,18 @@ def _views_without(summary: Summary, level: int, at: str) -> list[str]:
 def _quoted(results: Results, summary: Summary, entry: dict[str, Any]) -> Sheet:
     """Rows of a paper, and below them ours in the columns that are the same quantity."""
     about = columns_of(results)
-    head = ["Method", *(heading(c, about[c]) if c in results.columns else c for c in entry["columns"])]
+    head = ["Method", *(heading(c, about[c]) if c in about else c for c in entry["columns"])]
     texts = {name: [_as_printed(entry, i, value) for i, value in enumerate(row)] for name, row in entry["rows"].items()}
     rows = [[Cell(value=f"{name} (quoted)"), *(Cell(value=t) for t in row)] for name, row in texts.items()]
     means = {method: dict(found) for method, found in _pooled_means(results).items()}
-    if len(summary.levels) == 1:
-        for method, found in summary.means[summary.levels[0]].items():
-            means[method] = means.get(method, {}) | found
+    first = summary.means[summary.levels[0]] if summary.levels else {}
+    for method, found in first.items():
+        # Costs are the same at every level; of several levels nobody knows which one a paper's row is about.
+        means[method] = means.get(method, {}) | {
+            c: m for c, m in found.items() if len(summary.levels) == 1 or c in COSTS
+        }
     for method in results.methods:
-        row = {c: m for c, m in means.get(method, {}).items() if c in entry["columns"] and c in results.columns}
+        row = {c: m for c, m in means.get(method, {}).items() if c in entry["columns"] and c in about}
         if row:
             ours = [Cell(value=number(row[c].mean, about[c])) if c in row else Cell() for c in entry["columns"]]
             rows.append([Cell(value=f"{method} (ours)"), *ours])

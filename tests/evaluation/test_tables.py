@@ -218,3 +218,14 @@ def test_what_a_method_in_two_dimensions_is_given_is_said() -> None:
         results = made_results(levels=levels)
         text = markdown(results, summarise(results, "upsampled"))
         assert f"| bicubic {words}" in text
+
+
+def test_costs_stand_beside_quoted_costs_at_any_number_of_levels() -> None:
+    for levels in ((1,), (4, 16)):
+        results = made_results(levels=levels)
+        results.protocol["published"] = [{"source": "Toys", "columns": ["fps", "psnr"], "rows": {"Theirs": [9, 21.5]}}]
+        quoted = sheets(results, summarise(results, "upsampled"))[-1]
+        ours = {row[0].value: [cell.value for cell in row[1:]] for row in quoted.rows}
+        assert quoted.head[1] == "FPS ↑" and ours["Theirs (quoted)"] == ["9", "21.5"]
+        assert float(ours["coarse (ours)"][0]) > 0
+        assert (ours["coarse (ours)"][1] != "–") == (len(levels) == 1)
