@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 
 from sr3d import verbs
 from sr3d.errors import Sr3dError
+from sr3d.zoom_verb import zoom
 
 VERBS: dict[str, Callable[..., int | None]] = {
     "doctor": verbs.doctor,
@@ -21,7 +22,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "eval": verbs.evaluate,
     "compare": verbs.compare,
     "upscale": verbs.upscale,
-    "zoom": verbs.zoom,
+    "zoom": zoom,
     "convert": verbs.convert,
     "demo": verbs.demo,
 }

@@ -31,7 +31,7 @@ from sr3d.report import METHODS, Report, ZoomShown, gain, write_report
 from sr3d.scene import Scene
 from sr3d.zoom import ZoomLevel, zoom_into
 from sr3d.zoom.measure import Truth, photograph
-from sr3d.zoom.run import write_results
+from sr3d.zoom.results import write_results
 
 _SOURCES: tuple[DepthSource, ...] = ("sweep", "depth")
 _SOURCE_WORDS = {"sweep": "stereo depth", "depth": "given depth"}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import glob
-import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sr3d.errors import Sr3dError
+from sr3d.options import folders, numbers, words
 
 Source = Literal["sweep", "depth"]
 T = TypeVar("T", int, float)
@@ -90,9 +88,8 @@ def train(*arguments: str) -> None:
     """
     from sr3d.training.cli import main
 
-    subcommands = ("fit", "validate")
-    words = list(arguments)
-    main(words if words and words[0] in subcommands else ["fit", *words])
+    subcommands = (("fit",), ("validate",))
+    main(list(arguments) if arguments[:1] in subcommands else ["fit", *arguments])
 
 
 def evaluate(
@@ -158,12 +155,12 @@ def evaluate(
     folder = output or Path("outputs/evaluation") / chosen.name
     config = RunConfig(
         output=folder,
-        methods=_words(methods),
+        methods=words(methods),
         options=MethodOptions(checkpoint=trained, condition=condition, text_model=text_model),
-        sources=Sources(paths=_folders(scenes), index=index),
+        sources=Sources(paths=folders(scenes), index=index),
         source=source,
         data=data or {},
-        metrics=_words(metrics),
+        metrics=words(metrics),
         limit=limit,
         allow_missing=allow_missing,
         accelerator=accelerator,
@@ -266,7 +263,7 @@ def upscale(
 
     network = SuperResolver.from_pretrained(checkpoint)
     embedding = None if prompt is None else prompt_embedding(network, prompt)
-    photographs = load_scene(scene, _numbers(views, "--views", int))
+    photographs = load_scene(scene, numbers(views, "--views", int))
     inputs = fit_sizes(photographs, 1, max_pixels)
     cameras = inputs.posed()
     expected = len(inputs) * cameras.width * cameras.height * network.config.scaffold.children(network.config.factor)
@@ -322,41 +319,6 @@ def convert(source: Path, destination: Path) -> None:
     print(f"{source} -> {destination}: {len(gaussians):,} Gaussians, {levels} level{'s' if levels != 1 else ''}")
 
 
-def zoom(
-    scene: Path,
-    *,
-    target: str,
-    checkpoint: Path,
-    output: Path,
-    views: str | None = None,
-    factor: int = 16,
-    width: int = 160,
-    frames: int = 120,
-    prompt: str | None = None,
-) -> None:
-    """Zoom into a place of posed photographs: Gaussians with levels of detail, a video, a contact sheet, numbers.
-
-    Args:
-        scene: Folder of photographs with poses.
-        target: Pixel of the first view to zoom into, e.g. 120,80.
-        checkpoint: Trained network (.ckpt or .safetensors).
-        output: Folder to write (or -o).
-        views: Views to use, e.g. 0,4; the first is the one shown; all if left out.
-        factor: Final magnification, a power of the network's factor.
-        width: Largest width of the network's input in pixels.
-        frames: Of the video.
-        prompt: Words about the scene, for a network with conditioning.
-    """
-    from sr3d.zoom.run import run_zoom
-
-    pixel = _numbers(target, "--target", float)
-    if pixel is None or len(pixel) != 2:
-        raise Sr3dError("sr3d zoom", "--target", target, "two numbers, e.g. 120,80")
-    chosen = _numbers(views, "--views", int)
-    run_zoom(scene, chosen, (pixel[0], pixel[1]), factor, checkpoint, output, width=width, frames=frames, prompt=prompt)
-    print(f"written: {output}")
-
-
 def demo(*, output: Path = Path("outputs/demo"), scene: Path | None = None) -> None:
     """Make shards, train the small predictor, test it on unseen places, zoom in, and write a report.
 
@@ -367,34 +329,3 @@ def demo(*, output: Path = Path("outputs/demo"), scene: Path | None = None) -> N
     from sr3d.demo import DemoConfig, run_demo
 
     run_demo(DemoConfig(output=output, scene=scene))
-
-
-def _numbers(text: str | None, option: str, kind: Callable[[str], T]) -> list[T] | None:
-    """A comma-separated list.
-
-    Raises:
-        Sr3dError: Something in it is no finite number.
-    """
-    if text is None:
-        return None
-    try:
-        values = [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise Sr3dError("sr3d", option, repr(text), "numbers separated by commas, e.g. 0,4") from None
-    if not all(math.isfinite(v) for v in values):
-        raise Sr3dError("sr3d", option, repr(text), "finite numbers")
-    return values
-
-
-def _words(text: str | None) -> list[str]:
-    """A comma-separated list of names."""
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
-
-
-def _folders(text: str | None) -> list[Path]:
-    """A comma-separated list of folders; those with a star stand for all folders that match, in order."""
-    out: list[Path] = []
-    for part in _words(text):
-        found = [Path(p) for p in sorted(glob.glob(part)) if Path(p).is_dir()]
-        out += found if "*" in part else [Path(part)]
-    return out

@@ -48,13 +48,25 @@ def _check_links(forest: Forest, k: int) -> None:
     off = torch.zeros_like(level.lod.coarser)
     off[linked] = (level.lod.coarser[linked] / natives[inverse] - 1).abs()
     _require(forest, k, "coarser", off <= SAME, level.lod.coarser, "the native footprint of the parent")
-    if len(split.parents) and not torch.equal(split.parents, unique):
-        raise Sr3dError(forest.name, f"level {k}: split_parents", "other rows", "the parents of the level, ascending")
+    if len(split.parents):
+        _check_split(forest, k, unique)
     made = torch.full_like(natives, torch.inf).scatter_reduce_(0, inverse, level.lod.native[linked], "amin")
-    says = split.finer if len(split.parents) else _finer(forest)[unique]
+    says = split.finer[torch.isin(split.parents, unique)] if len(split.parents) else _finer(forest)[unique]
     off[linked] = (says / made - 1).abs()[inverse]
     name = "split_finer" if len(split.parents) else "finer of the parents"
     _require(forest, k, name, off <= SAME, level.lod.native, "the smallest native footprint of the children")
+
+
+def _check_split(forest: Forest, k: int, parents: Tensor) -> None:
+    """Raise unless the densified rows are ascending, hold all parents, and are of the parents' level."""
+    rows = forest.levels[k].split.parents
+    inside = [j for j in range(k) if forest.levels[j].number == forest.levels[k].number - 1]
+    above = torch.zeros_like(rows, dtype=torch.bool)
+    for j in inside:
+        above |= (rows >= forest.starts[j]) & (rows < forest.starts[j + 1])
+    if not ((rows.diff() > 0).all() and above.all() and torch.isin(parents, rows).all()):
+        expected = "all parents of the level, and rows beside them that its children stand for, ascending"
+        raise Sr3dError(forest.name, f"level {k}: split_parents", "other rows", expected)
 
 
 def _finer(forest: Forest) -> Tensor:

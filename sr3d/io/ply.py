@@ -22,6 +22,7 @@ from torch import Tensor
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.io.atomic import atomic
+from sr3d.io.compressed_ply import is_compressed, unpack
 from sr3d.lod import Lod
 
 _MAX_LOGIT = 20.0
@@ -31,7 +32,7 @@ _LOD = ["lod_native", "lod_coarser", "lod_finer", "lod_level"]
 
 
 def read_ply(path: str | Path) -> Gaussians:
-    """Read a 3DGS `.ply`: binary of either byte order, or text.
+    """Read a 3DGS `.ply`: binary of either byte order, or text; or PlayCanvas's compressed one (`compressed_ply`).
 
     Returns:
         Gaussians with activated values, float32. Quaternions (wxyz) are as stored, not normalised.
@@ -40,10 +41,11 @@ def read_ply(path: str | Path) -> Gaussians:
         Sr3dError: The file is missing, truncated or no Gaussian ply, or a value is NaN or impossible.
     """
     path = Path(path)
-    columns = _read_vertices(path)
+    elements = _read_elements(path)
+    if is_compressed(elements):
+        return unpack(path, elements)
+    columns = elements["vertex"]
     names = columns.dtype.names or ()
-    if "packed_position" in names:
-        raise Sr3dError(path, "vertex", "a compressed ply (packed_position, ...)", "an uncompressed 3DGS ply")
     rest = _numbered(path, columns, "f_rest_")
     if len(rest) not in (0, 9, 24, 45):
         raise Sr3dError(path, "f_rest", f"{len(rest)} properties", "0, 9, 24 or 45 (SH degree 0 to 3)")
@@ -116,17 +118,18 @@ def read_points(path: str | Path) -> Float[Tensor, "p 3"]:
     Raises:
         Sr3dError: The file is missing, damaged, or has no x, y, z.
     """
-    return _stack(Path(path), _read_vertices(Path(path)), ["x", "y", "z"])
+    return _stack(Path(path), _read_elements(Path(path))["vertex"], ["x", "y", "z"])
 
 
-def _read_vertices(path: Path) -> np.ndarray:
-    """The vertex element as a structured array."""
+def _read_elements(path: Path) -> dict[str, np.ndarray]:
+    """All elements as structured arrays; one of them is `vertex`."""
     _check_header(path)
     try:
         with warnings.catch_warnings():
             # NumPy only warns where a text file ends before its rows.
             warnings.filterwarnings("error", "loadtxt: input contained no data")
-            return PlyData.read(str(path), mmap=True)["vertex"].data
+            ply = PlyData.read(str(path), mmap=True)
+            return {element.name: element.data for element in ply} | {"vertex": ply["vertex"].data}
     except (UserWarning, PlyParseError, ValueError, KeyError, IndexError, OSError, MemoryError, OverflowError) as error:
         raise Sr3dError(path, "data", f"{type(error).__name__}: {error}", "as many rows as the header says") from error
 

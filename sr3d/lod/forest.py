@@ -181,7 +181,9 @@ class Forest:
             levels.append(make_level(number, gaussians.index(rows), linked, none))
         return Forest(levels=tuple(levels))
 
-    def append(self, children: Gaussians, parents: Int[Tensor, " n"]) -> Forest:
+    def append(
+        self, children: Gaussians, parents: Int[Tensor, " n"], covered: Int[Tensor, " m"] | None = None
+    ) -> Forest:
         """Add a level; time and memory follow the new level, not the forest.
 
         A parent's `finer` is the smallest footprint of its children: where they differ (a depth edge inside the
@@ -193,6 +195,9 @@ class Forest:
                 offsets from the middle of the level: what is far apart compared to its footprints goes into appends
                 of its own.
             parents: Row of each one's parent, all of one level number; −1 for a new root. [N]
+            covered: Rows of the parents' level without children of their own, for which the children of others stand
+                (they show the same surface): they fade as if they had children, `finer` being their footprint times
+                the median ratio of the children's to their parents'. [M]
 
         Returns:
             Forest with the level behind all others.
@@ -228,6 +233,8 @@ class Forest:
             found = f"child {worst} of footprint {native[worst]:g}, its parent's is {coarser[worst]:g}"
             raise Sr3dError(where, "lod.native", found, "children finer than their parents")
         made = torch.full((len(unique),), torch.inf).scatter_reduce_(0, inverse, native[parents >= 0], "amin")
+        if covered is not None and len(covered):
+            unique, made = self._covered(unique, made, natives, numbers, covered)
         number = numbers[0] + 1 if numbers else self.levels[-1].number
         children = with_footprints(children, native, coarser, torch.zeros_like(coarser), number)
         order = hilbert_order(children.means)
@@ -312,6 +319,24 @@ class Forest:
             blocks, at = torch.unique_consecutive(local // BLOCK, return_inverse=True)
             finer[inside] = self.finer(k, blocks)[at, local % BLOCK]
         return native, finer, numbers
+
+    def _covered(
+        self, unique: Tensor, made: Tensor, natives: Tensor, numbers: list[int], covered: Int[Tensor, " m"]
+    ) -> tuple[Tensor, Tensor]:
+        """Rows that fade from now on, ascending, and the footprints that stand for them."""
+        covered = torch.unique(torch.as_tensor(covered).to("cpu", torch.int64))
+        found = None
+        if not numbers or covered[0] < 0 or covered[-1] >= len(self) or torch.isin(covered, unique).any():
+            found = "rows that do not exist or have children in this level, or no parents"
+        else:
+            native, finer, own = self._of_rows(covered)
+            if set(own) != set(numbers) or (finer > 0).any():
+                found = f"rows of levels {sorted(set(own))}, of which {int((finer > 0).sum())} have children"
+        if found is not None:
+            raise Sr3dError("sr3d.lod.Forest.append", "covered", found, "rows of the parents' level without children")
+        made = torch.cat([made, native * (made / natives).median()])
+        rows, order = torch.cat([unique, covered]).sort()
+        return rows, made[order]
 
     def _split(self, parents: Int[Tensor, " p"], made: Float[Tensor, " p"]) -> Split:
         """The record of densified rows, ascending."""

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from sr3d.errors import Sr3dError
 from sr3d.io.atomic import atomic
-from sr3d.models.config import config_from_dict
+from sr3d.models.config import SuperResolverConfig, config_from_dict
 from sr3d.models.encoder import PLACES
 from sr3d.models.registry import list_models
-from sr3d.models.resolver import SuperResolver, SuperResolverConfig
+from sr3d.models.resolver import SuperResolver
 
 VERSION = 3
 FORMAT = f"sr3d-network-{VERSION}"

@@ -26,9 +26,10 @@ from sr3d.cameras import Cameras
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.lod import Lod
+from sr3d.models.config import SuperResolverConfig
 from sr3d.models.inputs import Views
 from sr3d.models.registry import list_models, model_config
-from sr3d.models.resolver import SuperResolver, SuperResolverConfig
+from sr3d.models.resolver import SuperResolver
 from sr3d.models.upsampler import described
 
 Precision = Literal["fp32", "bf16"]
@@ -107,7 +108,7 @@ class Meter(TorchDispatchMode):
 class _Outline(SuperResolver):
     """A network whose inputs are not drawn."""
 
-    def _prepare(self, coarse: Gaussians, images: Tensor, cameras: Cameras, factor: int) -> Views:
+    def _prepare(self, coarse: Gaussians, images: Tensor, cameras: Cameras, factor: int, large: Tensor | None) -> Views:
         b, v = images.shape[:2]
         height, width = cameras.height * factor, cameras.width * factor
         low = images.movedim(-1, 2)
@@ -224,8 +225,8 @@ class _Run:
 def _run(config: SuperResolverConfig, load: Load, training: bool, precision: Precision, checkpointing: bool) -> _Run:
     """One forward pass, and backward where it trains, on fake tensors."""
     b, v, height, width = load.batch, load.views, load.height, load.width
-    # Which parents a budget leaves out depends on the scene; here there are fewer.
-    plain = replace(_unloaded(config), scaffold=replace(config.scaffold, budget=None))
+    # Which parents a budget leaves out depends on the scene; corrections of colours are drawings.
+    plain = replace(_unloaded(config), scaffold=replace(config.scaffold, budget=None), consistency=None)
     with torch.device("meta"):
         network = _Outline(plain)
     with (

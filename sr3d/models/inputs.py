@@ -55,7 +55,12 @@ class Views:
 
 
 def prepare(
-    coarse: Gaussians, images: Float[Tensor, "b v h w 3"], cameras: Cameras, factor: int, upsampler: Upsampler
+    coarse: Gaussians,
+    images: Float[Tensor, "b v h w 3"],
+    cameras: Cameras,
+    factor: int,
+    upsampler: Upsampler,
+    enlarged: Float[Tensor, "b v H W 3"] | None = None,
 ) -> Views:
     """Upsample the views and draw the coarse scene into them.
 
@@ -65,6 +70,7 @@ def prepare(
         cameras: At low resolution. [B, V]
         factor: Ratio of the resolutions.
         upsampler: Enlarges images.
+        enlarged: Takes the place of what it would make.
 
     Raises:
         Sr3dError: Shapes disagree, the coarse scene has no level of detail, it lies outside every view, or
@@ -73,7 +79,13 @@ def prepare(
     _check(coarse, images, cameras)
     large = cameras.resized(cameras.width * factor, cameras.height * factor)
     low = images.movedim(-1, 2)
-    upsampled = upsampler(low.flatten(0, 1), factor)
+    if enlarged is None:
+        upsampled = upsampler(low.flatten(0, 1), factor)
+    elif enlarged.shape[:4] == (*images.shape[:2], large.height, large.width):
+        upsampled = enlarged.movedim(-1, 2).flatten(0, 1)
+    else:
+        expected = (*images.shape[:2], large.height, large.width, 3)
+        raise Sr3dError("SuperResolver", "enlarged views", tuple(enlarged.shape), expected)
     with torch.no_grad(), exact(images):
         drawn = render(coarse.detach(), large, lod=False)
     unit = (drawn.depth.flatten(1).sum(1) / (drawn.depth > 0).flatten(1).sum(1).clamp_min(1)).clamp_min(1e-9)

@@ -18,6 +18,7 @@ _COUNTS = (
     "conditioning.embedding", "refinement.heads", "decoder.heads", "decoder.width", "decoder.fine",
     "geometry.hypotheses", "geometry.features", "points.blocks", "points.width", "points.heads", "points.window",
     "head.width", "semantics.width", "semantics.embedding", "recurrence.steps",
+    "consistency.rounds",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "refinement.coarse_width", "decoder.blocks", "decoder.convolutions", "decoder.texture_bound",

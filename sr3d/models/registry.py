@@ -7,14 +7,14 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from sr3d.errors import Sr3dError
-from sr3d.models.config import config_from_dict
+from sr3d.models.config import SuperResolverConfig, config_from_dict
 from sr3d.models.decoder import DecoderConfig
 from sr3d.models.encoder import EncoderConfig
 from sr3d.models.geometry import GeometryConfig
 from sr3d.models.head import HeadConfig
 from sr3d.models.points import PointsConfig
 from sr3d.models.refinement import RefinementConfig
-from sr3d.models.resolver import SuperResolver, SuperResolverConfig
+from sr3d.models.resolver import SuperResolver
 from sr3d.models.scaffold import ScaffoldConfig
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,79 +13,28 @@ from sr3d.cameras import Cameras
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.models.budget import home_views, plan_split
-from sr3d.models.conditioning import Conditioner, ConditioningConfig
-from sr3d.models.decoder import CELL, Decoder, DecoderConfig, Maps
+from sr3d.models.conditioning import Conditioner
+from sr3d.models.config import SuperResolverConfig
+from sr3d.models.consistency import consistent
+from sr3d.models.decoder import CELL, Decoder, Maps
 from sr3d.models.describe import DESCRIPTION, describe, places, to_surface
-from sr3d.models.encoder import RAY_CHANNELS, Encoder, EncoderConfig, mean_axes, plucker_rays
-from sr3d.models.gather import GatherConfig, Sight, fuse, locate, normalised, sample
-from sr3d.models.geometry import Geometry, GeometryConfig
-from sr3d.models.head import HeadConfig, OffsetHead
+from sr3d.models.encoder import RAY_CHANNELS, Encoder, mean_axes, plucker_rays
+from sr3d.models.gather import Sight, fuse, locate, normalised, sample
+from sr3d.models.geometry import Geometry
+from sr3d.models.head import OffsetHead
 from sr3d.models.inputs import COARSE_CHANNELS, SHOWN_CHANNELS, Views, cells, exact, padded, prepare, with_lod
-from sr3d.models.points import PointsConfig, PointTransformer
+from sr3d.models.points import PointTransformer
 from sr3d.models.prediction import Prediction
-from sr3d.models.ranges import check_ranges
-from sr3d.models.recurrence import RecurrenceConfig, low_resolution_error
-from sr3d.models.refinement import Refinement, RefinementConfig
-from sr3d.models.scaffold import Children, ScaffoldConfig, join, split_all, split_some, upper_bands
-from sr3d.models.semantics import Semantics, SemanticsConfig
-from sr3d.models.upsampler import Upsampler, UpsamplerConfig
+from sr3d.models.recurrence import low_resolution_error
+from sr3d.models.refinement import Refinement
+from sr3d.models.scaffold import Children, join, split_all, split_some, upper_bands
+from sr3d.models.semantics import Semantics
+from sr3d.models.upsampler import Upsampler
 from sr3d.rendering import rgb_to_sh
 from sr3d.rendering.sh import SH_C0
 from sr3d.scene import Scene
 
 _SLOTS = 4
-
-
-@dataclass(kw_only=True)
-class SuperResolverConfig:
-    """The whole network; travels with every checkpoint. Parts that are None are left out.
-
-    Attributes:
-        factor: Ratio of the resolutions, per side.
-        factors: Further ratios that the network is trained for.
-        sh_degree: Degree of the colour residual, 0 to 3; lower-degree coarse colour is padded.
-        upsampler: Enlarges the views.
-        scaffold: Split of the parents.
-        gather: Occlusion test and choice of views.
-        encoder: Vision transformer.
-        conditioning: On a text or image embedding.
-        refinement: Cross-attention with the coarse scene.
-        decoder: Attention across views, and maps.
-        geometry: Depth from the agreement of views.
-        points: Attention among neighbouring Gaussians.
-        head: Residuals of each Gaussian; None: only the views' colours are improved.
-        semantics: Feature on every Gaussian; needs `head`.
-        recurrence: Rounds that see the error of the one before.
-    """
-
-    factor: int = 4
-    factors: list[int] = field(default_factory=list)
-    sh_degree: int = 0
-    upsampler: UpsamplerConfig = field(default_factory=UpsamplerConfig)
-    scaffold: ScaffoldConfig = field(default_factory=ScaffoldConfig)
-    gather: GatherConfig = field(default_factory=GatherConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    conditioning: ConditioningConfig | None = None
-    refinement: RefinementConfig | None = field(default_factory=RefinementConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    geometry: GeometryConfig | None = None
-    points: PointsConfig | None = None
-    head: HeadConfig | None = field(default_factory=HeadConfig)
-    semantics: SemanticsConfig | None = None
-    recurrence: RecurrenceConfig | None = None
-
-    def __post_init__(self) -> None:
-        check_ranges(asdict(self))
-        for f in (self.factor, *self.factors):
-            if f < 2 or f & (f - 1):
-                raise Sr3dError("model.network", "factor", f, "2, 4, 8 or another power of 2")
-            budget, least = self.scaffold.budget, self.scaffold.least_budget(f)
-            if budget is not None and budget < least:
-                expected = f"{least:g} (one child of each parent at factor {f}) to 1, or null"
-                raise Sr3dError("model.network", "scaffold.budget", budget, expected)
-        for name, part in (("points", self.points), ("geometry", self.geometry), ("semantics", self.semantics)):
-            if self.head is None and part is not None:
-                raise Sr3dError("model.network", name, "without a head", "a head as well, or null")
 
 
 class SuperResolver(nn.Module):
@@ -139,6 +88,7 @@ class SuperResolver(nn.Module):
         embedding: Float[Tensor, "b e"] | None = None,
         has_embedding: Bool[Tensor, " b"] | None = None,
         coarse_tokens: Float[Tensor, "b v c hc wc"] | None = None,
+        enlarged: Float[Tensor, "b v H W 3"] | None = None,
     ) -> Prediction:
         """Fine Gaussians of B scenes, and what the branches of the network saw.
 
@@ -151,12 +101,14 @@ class SuperResolver(nn.Module):
             has_embedding: Scenes that have one; all of them if None. [B]
             coarse_tokens: Of the network that made the coarse scene, row-major maps over each view, for a network
                 with `refinement.coarse_width`.
+            enlarged: The views at high resolution, from somebody else's image super-resolution; by default those of
+                the network's own upsampler.
 
         Raises:
             Sr3dError: Shapes disagree, an embedding or tokens that the network has no use for or lacks, the coarse
                 scene has no level of detail, too high an SH degree, or lies outside all views, or another factor.
         """
-        views = self._prepare(coarse, images, cameras, self._checked(coarse, factor))
+        views = self._prepare(coarse, images, cameras, self._checked(coarse, factor), enlarged)
         self._check_told(embedding, coarse_tokens)
         with exact(images):
             children, sight = self._scaffold(coarse, views)
@@ -177,7 +129,13 @@ class SuperResolver(nn.Module):
                 prediction = self._assemble(maps, raw, children, sight, views)
                 if i + 1 < rounds:
                     error = self._error(prediction.gaussians, images, views)
-        return prediction
+        # What is corrected afterwards need not be right before: a network that learned with it would drift.
+        if self.config.consistency is None or self.training:
+            return prediction
+        rounds, small = self.config.consistency.rounds, views.small
+        with exact(images):
+            fine = consistent(prediction.gaussians, images, small, views.factor, rounds)
+            return replace(prediction, gaussians=fine)
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
@@ -190,7 +148,7 @@ class SuperResolver(nn.Module):
         self, coarse: Gaussians, images: Float[Tensor, "b v h w 3"], cameras: Cameras, factor: int | None = None
     ) -> Gaussians:
         """What `forward` returns before any learning; arguments as for `predict`."""
-        views = self._prepare(coarse, images, cameras, self._checked(coarse, factor))
+        views = self._prepare(coarse, images, cameras, self._checked(coarse, factor), None)
         return self._scaffold(coarse, views)[0].gaussians
 
     def upscale(self, coarse: Gaussians, views: Scene, factor: int = 4) -> Gaussians:
@@ -200,16 +158,29 @@ class SuperResolver(nn.Module):
     def refine(
         self, coarse: Gaussians, views: Scene, factor: int = 4, embedding: Float[Tensor, " e"] | None = None
     ) -> tuple[Gaussians, Int[Tensor, " n"]]:
-        """Fine Gaussians of one scene, without gradients, and the parent of each.
+        """Fine Gaussians of one scene, with `lod` linking them to their parents, and the indices of these [N].
+
+        Arguments and errors as for `predict_scene`.
+        """
+        found = self.predict_scene(coarse, views, factor, embedding)
+        return found.gaussians[0], found.parents[0]
+
+    def predict_scene(
+        self,
+        coarse: Gaussians,
+        views: Scene,
+        factor: int = 4,
+        embedding: Float[Tensor, " e"] | None = None,
+        enlarged: Float[Tensor, "v H W 3"] | None = None,
+    ) -> Prediction:
+        """`predict` for one scene, without gradients: a batch of 1.
 
         Args:
             coarse: M Gaussians, world frame. Without `lod`, they count as made for the resolution of `views`. [M]
             views: V posed low-resolution views.
             factor: Ratio of the resolutions; must be one the network was trained for.
             embedding: Text or image embedding, for a network with conditioning. [E]
-
-        Returns:
-            N Gaussians, with `lod` linking them to their parents, and the indices of these. [N]
+            enlarged: The views at high resolution, where something else enlarges them (see `predict`).
 
         Raises:
             Sr3dError: Another factor, unposed views, coarse Gaussians with batch axes, or none in sight.
@@ -221,11 +192,10 @@ class SuperResolver(nn.Module):
         coarse, cameras = with_lod(coarse, cameras).to(device), cameras.to(device)
         batched = replace(cameras, world_to_cam=cameras.world_to_cam[None], K=cameras.K[None])
         about = None if embedding is None else embedding[None].to(device)
+        large = None if enlarged is None else enlarged[None].to(device)
+        images = views.images[None].to(device)
         with torch.no_grad():
-            found = self.predict(
-                coarse.unsqueezed(), views.images[None].to(device), batched, factor=factor, embedding=about
-            )
-        return found.gaussians[0], found.parents[0]
+            return self.predict(coarse.unsqueezed(), images, batched, factor=factor, embedding=about, enlarged=large)
 
     @staticmethod
     def from_pretrained(name_or_path: str | Path) -> SuperResolver:
@@ -245,9 +215,8 @@ class SuperResolver(nn.Module):
         config = self.config
         f = config.factor if factor is None else factor
         if f not in (config.factor, *config.factors):
-            raise Sr3dError(
-                "SuperResolver", "factor", f, f"{config.factor}, as trained {config.factors or ''}".rstrip()
-            )
+            expected = f"{config.factor}, as trained {config.factors or ''}".rstrip()
+            raise Sr3dError("SuperResolver", "factor", f, expected)
         if coarse.sh_degree > config.sh_degree:
             raise Sr3dError("SuperResolver", "coarse.sh", f"degree {coarse.sh_degree}", f"degree ≤ {config.sh_degree}")
         return f
@@ -263,8 +232,8 @@ class SuperResolver(nn.Module):
             raise Sr3dError("SuperResolver", "coarse_tokens", f"{given} channels", expected)
 
     # The two places where something is drawn: `sr3d.models.estimate` has its own, which draw nothing.
-    def _prepare(self, coarse: Gaussians, images: Tensor, cameras: Cameras, factor: int) -> Views:
-        return prepare(coarse, images, cameras, factor, self.upsampler)
+    def _prepare(self, coarse: Gaussians, images: Tensor, cameras: Cameras, factor: int, large: Tensor | None) -> Views:
+        return prepare(coarse, images, cameras, factor, self.upsampler, large)
 
     def _error(self, fine: Gaussians, images: Tensor, views: Views) -> Float[Tensor, "b v 3 h w"]:
         return low_resolution_error(fine, images, views.cameras, views.factor)

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sr3d.lod.curve import hilbert_keys
+
 BITS = 21  # for each axis: 63 bits of an int64
 
 Curve = Literal["morton", "morton-transposed", "hilbert", "hilbert-transposed"]
@@ -29,6 +31,14 @@ def hilbert(points: Int[Tensor, "b n 3"]) -> Int[Tensor, "b n"]:
     Args:
         points: Cells, 0 to 2^21 - 1.
     """
+    # What only has a shape (`sr3d.models.estimate`) is a subclass, and goes the way of CUDA.
+    if type(points) is not Tensor or points.device.type != "cpu":
+        return torch_hilbert(points)
+    return torch.from_numpy(hilbert_keys(points.flatten(0, 1).numpy(), BITS)).view(points.shape[:2])
+
+
+def torch_hilbert(points: Int[Tensor, "b n 3"]) -> Int[Tensor, "b n"]:
+    """The same in torch: what CUDA runs, and the reference of the compiled one."""
     axes = list(points.long().unbind(dim=-1))
     for bit in range(BITS - 1, 0, -1):
         low = (1 << bit) - 1

@@ -33,6 +33,8 @@ class AugmentConfig:
         noise: Standard deviation of sensor noise in the input views, colours in 0..1.
         blur: Largest standard deviation of a Gaussian blur of all views of a clip, high-resolution pixels: photographs
             are not sharp to the pixel, and places with little detail must not be given any.
+        softness: Largest standard deviation of a Gaussian blur of the input views alone, low-resolution pixels: below
+            the first level of a zoom, inputs are drawings of the level before, and less sharp than a photograph.
     """
 
     depth_noise: float = 0.0
@@ -42,6 +44,7 @@ class AugmentConfig:
     exposure: float = 0.0
     noise: float = 0.0
     blur: float = 0.0
+    softness: float = 0.0
 
     def __post_init__(self) -> None:
         for name, strength in asdict(self).items():
@@ -64,6 +67,9 @@ def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
     views = torch.exp2(config.exposure / 2 * _uniform((scenes, batch.context.images.shape[1], 1, 1, 1), generator))
     if config.blur:
         batch = _blurred(batch, config.blur * torch.rand(scenes, generator=generator))
+    if config.softness:
+        soft = _out_of_focus(batch.context, config.softness * torch.rand(scenes, generator=generator))
+        batch = replace(batch, context=soft)
     context = _brightened(batch.context, color * views)
     high = _brightened(batch.high, color * views)
     if config.noise:

@@ -9,7 +9,7 @@ from typing import Any
 from sr3d.datasets.curriculum import CurriculumConfig
 from sr3d.datasets.datamodule import ClipDataModule
 from sr3d.errors import Sr3dError
-from sr3d.models.resolver import SuperResolverConfig
+from sr3d.models.config import SuperResolverConfig
 from sr3d.models.scaffold import ScaffoldConfig
 from sr3d.training.conditions import ConditionConfig, Embedder
 from sr3d.training.losses import LossConfig

@@ -18,10 +18,10 @@ from sr3d.datasets.batch import Batch
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.models.checkpoint import CONFIG_KEY, PREFIX, network_entries
+from sr3d.models.config import SuperResolverConfig
 from sr3d.models.estimate import out_of_memory_explained
 from sr3d.models.inputs import sight_problems
 from sr3d.models.prediction import Prediction
-from sr3d.models.resolver import SuperResolverConfig
 from sr3d.rendering import Rendering, render
 from sr3d.training.augment import AugmentConfig
 from sr3d.training.check import changed_keys, check_module, check_warmup, check_width

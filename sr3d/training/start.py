@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from sr3d.errors import Sr3dError
+from sr3d.models.config import SuperResolverConfig
 from sr3d.models.registry import create_model, list_models
-from sr3d.models.resolver import SuperResolver, SuperResolverConfig
+from sr3d.models.resolver import SuperResolver
 from sr3d.training.conditions import ConditionConfig
 from sr3d.training.losses import LossConfig
 

@@ -121,7 +121,13 @@ def wide_start(context: Scene, factor: int, config: CoarseConfig) -> Gaussians:
     return upsampled_gaussians(context, factor, replace(config, upsampled_sigma=START_SIGMA))
 
 
-def optimise(start: Gaussians, context: Scene, factor: int, config: OptimiseConfig) -> Optimised:
+def optimise(
+    start: Gaussians,
+    context: Scene,
+    factor: int,
+    config: OptimiseConfig,
+    enlarged: Float[Tensor, "v fh fw 3"] | None = None,
+) -> Optimised:
     """Optimise Gaussians at the input cameras (SRGS, GaussianZoom).
 
     L = high · L_rgb(R, U) + low · L_rgb(area(R), I), L_rgb = (1 − dssim) · L1 + dssim · (1 − SSIM), where R are the
@@ -134,6 +140,7 @@ def optimise(start: Gaussians, context: Scene, factor: int, config: OptimiseConf
         context: Posed low-resolution views. [V, h, w, 3]
         factor: Ratio of the resolutions, ≥ 1.
         config: Rates, weights and budget.
+        enlarged: Pseudo-views; by default those of `config.upsampler`.
 
     Raises:
         Sr3dError: No poses, a batch of scenes, a factor under 1, views too small for SSIM, an upsampler that does not
@@ -142,7 +149,7 @@ def optimise(start: Gaussians, context: Scene, factor: int, config: OptimiseConf
     begin = time.perf_counter()
     cameras = _checked(context, factor, config)
     cameras = cameras.resized(cameras.width * factor, cameras.height * factor)
-    pseudo = _pseudo_views(context.images, factor, config.upsampler)
+    pseudo = _pseudo_views(context.images, factor, config.upsampler) if enlarged is None else enlarged
     start = start.detach()
     live = start.opacities > 0
     scene = _Parameters(start.index(live), cameras, config)

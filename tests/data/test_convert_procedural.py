@@ -48,6 +48,27 @@ def test_splits_share_no_world() -> None:
     assert {e.name for e in converter.entries(NOWHERE, "all")} == set().union(*parts)
 
 
+def test_magnified_views_look_at_one_spot_through_a_longer_lens() -> None:
+    (plain,), _ = convert(Procedural(scenes=1, views=3, size=32, seed=5), NOWHERE, "train")
+    (close,), _ = convert(Procedural(scenes=1, views=3, size=32, seed=5, magnify=4.0), NOWHERE, "train")
+    points = []
+    for near, far in zip(close.views, plain.views):
+        np.testing.assert_array_equal(near.world_to_cam, far.world_to_cam)
+        np.testing.assert_allclose(near.K[:2, :2], 4 * far.K[:2, :2], rtol=1e-6)
+        fixed = (near.K[:2, 2] - 4 * far.K[:2, 2]) / (1 - 4)  # the pixel that keeps its place
+        ray = np.linalg.inv(far.K) @ [*fixed, 1]
+        to_world = np.linalg.inv(near.world_to_cam)
+        points.append((to_world[:3, 3], to_world[:3, :3] @ ray))
+    # The rays meet: least squares of the point that is nearest to all of them.
+    eyes, rays = (np.array(v) for v in zip(*points))
+    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    across = np.eye(3) - rays[:, :, None] * rays[:, None]
+    point = np.linalg.solve(across.sum(0), (across @ eyes[:, :, None]).sum(0))[:, 0]
+    assert np.abs(across @ (eyes - point)[:, :, None]).max() < 1e-4
+    with pytest.raises(Sr3dError, match=r"magnify: found 0\.5"):
+        Procedural(magnify=0.5).entries(NOWHERE, "train")
+
+
 def test_options_of_clips() -> None:
     clips, _ = convert(Procedural(scenes=1, views=6, size=24), NOWHERE, "train", views=3, max_side=12)
     assert [len(c.views) for c in clips] == [3, 3] and clips[0].views[0].size == (12, 12)

@@ -32,7 +32,7 @@ from sr3d.models.decoder import DecoderConfig
 from sr3d.models.encoder import EncoderConfig
 from sr3d.models.scaffold import ScaffoldConfig
 from sr3d.models.semantics import SemanticsConfig
-from sr3d.zoom import zoom_into
+from sr3d.zoom import level_maker, zoom_into
 
 CONFIG = CoarseConfig(source="depth")
 CLASSES = ["wall", "floor", "chair", "lamp"]
@@ -141,10 +141,8 @@ def test_a_zoom_takes_one_pass_for_each_level(
     task: Task, trained: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoom = replace(task, zoom=(CENTER, 16), cameras=task.context.posed().index([0]).zoomed(16.0, CENTER))
-    expectations = [
-        zoom_into(task.context, CENTER, 16, network=SuperResolver.from_pretrained(path).eval(), coarse=CONFIG)
-        for path in (trained, untrained)
-    ]
+    makers = [level_maker(m, SuperResolver.from_pretrained(p)) for m, p in (("sr3d", trained), ("scaffold", untrained))]
+    expectations = [zoom_into(task.context, CENTER, 16, maker=maker, coarse=CONFIG) for maker in makers]
     assert len(zoom.coarse) == 128
     # The coarse stage is not run again: its seconds would count twice.
     monkeypatch.delattr("sr3d.zoom.loop.coarse_gaussians")

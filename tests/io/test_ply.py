@@ -243,11 +243,6 @@ def test_point_cloud_needs_positions(tmp_path):
         read_points(tmp_path / "a.ply")
 
 
-def test_compressed_files_are_recognised(scenes):
-    with pytest.raises(Sr3dError, match=r"guitar\.compressed\.ply: vertex: found a compressed ply"):
-        read_ply(scenes / "splats" / "guitar.compressed.ply")
-
-
 def _batched(g: Gaussians) -> Gaussians:
     return Gaussians(**{name: getattr(g, name)[None] for name in ("means", "quats", "scales", "opacities", "sh")})
 

@@ -75,7 +75,7 @@ def test_the_network_hands_them_on_and_refuses_what_it_cannot_use() -> None:
 def test_where_the_coarse_scene_differs_matters() -> None:
     """Its tokens know where they lie: the same drawing in other places is another scene."""
     network, (coarse, images, cameras) = perturbed("full"), sloped_scene(1, 2)
-    views = network._prepare(coarse, images, cameras, 2)
+    views = network._prepare(coarse, images, cameras, 2, None)
     same = replace(views, coarse=views.coarse.flip(-1))
     rays = torch.randn(1, 2, 6, 2 * SIZE, 2 * SIZE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -10,7 +10,7 @@ from sr3d import Sr3dError
 from sr3d.lod.curve import hilbert_keys
 from sr3d.models import points as points_module
 from sr3d.models.points import PointsConfig, PointTransformer
-from sr3d.models.serialize import BITS, Curve, hilbert, morton, order
+from sr3d.models.serialize import BITS, Curve, hilbert, morton, order, torch_hilbert
 
 KINDS: list[Curve] = ["hilbert", "hilbert-transposed", "morton", "morton-transposed"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -47,6 +47,7 @@ def test_hilbert_codes_match_the_kernel_and_walk_through_faces() -> None:
     cells = torch.randint(0, 1 << BITS, (2, 300, 3), generator=torch.Generator().manual_seed(0))
     expected = np.stack([hilbert_keys(row.numpy()) for row in cells])
     assert np.array_equal(hilbert(cells).numpy(), expected)
+    assert np.array_equal(torch_hilbert(cells).numpy(), expected)
     side = torch.arange(16)
     cube = torch.cartesian_prod(side, side, side)[None]
     codes = hilbert(cube)[0]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -8,6 +8,7 @@ from tiny_networks import tiny_config
 
 from sr3d import Sr3dError
 from sr3d.models.config import config_from_dict
+from sr3d.models.consistency import ConsistencyConfig
 from sr3d.models.ranges import _COUNTS, _NOT_NEGATIVE, _POSITIVE, check_ranges
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -24,7 +25,7 @@ WRONG: list[tuple[str, Any, str]] = [
 
 
 def with_value(key: str, value: object) -> dict[str, Any]:
-    config = asdict(tiny_config("full"))
+    config = asdict(replace(tiny_config("full"), consistency=ConsistencyConfig()))
     *groups, name = key.split(".")
     part = config
     for group in groups:

@@ -252,7 +252,7 @@ def test_prediction_says_what_was_added_to_which_parent() -> None:
 def test_gaussians_follow_the_predicted_depth_within_a_bound(bound: float) -> None:
     coarse, images, cameras = sloped_scene(1, 2)
     network = perturbed("inplane")
-    views = network._prepare(coarse, images, cameras, 2)
+    views = network._prepare(coarse, images, cameras, 2, None)
     with torch.no_grad():
         _, sight = network._scaffold(coarse, views)
     at_home = (sight.home * sight.visible).sum(dim=1) > 0

@@ -94,6 +94,19 @@ def test_blur_is_a_gaussian_of_the_whole_clip_and_keeps_brightness() -> None:
     assert torch.equal(after.context.depths, before.context.depths)
 
 
+def test_softness_blurs_the_inputs_alone() -> None:
+    before = batch()
+    spot = before.context.images.clone()
+    spot[:, :, 12, 12] = 1.0
+    before = replace(before, context=replace(before.context, images=spot))
+    after = augment(before, AugmentConfig(softness=2.0), torch.Generator().manual_seed(3))
+    for part in ("high", "target"):
+        assert torch.equal(getattr(after, part).images, getattr(before, part).images)
+    soft = after.context.images[0, 0, :, :, 0] - 0.25
+    assert torch.allclose(soft.sum(), torch.tensor(0.75), atol=1e-4) and 0.01 < soft[12, 12] < 0.6
+    assert torch.allclose(soft[12, 9:16], soft[9:16, 12], atol=1e-6) and soft[12, 13] > soft[12, 14] > 0
+
+
 def test_clips_of_a_batch_are_blurred_differently() -> None:
     one = batch()
     one.high.images[:, :, 24:] = 0.75

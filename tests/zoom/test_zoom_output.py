@@ -14,10 +14,15 @@ from sr3d.lod import Forest
 from sr3d.rendering import render
 from sr3d.zoom import zoom_path
 from sr3d.zoom.measure import consistency, magnify, photograph, resample
-from sr3d.zoom.run import run_zoom, write_results
+from sr3d.zoom.results import write_results
+from sr3d.zoom.run import ZoomRun, run_zoom
+from sr3d.zoom.target import Pixel
 from sr3d.zoom.video import video_size, write_video
 
-FILES = ["cameras.json", "contact.png", "metrics.json", "scene.ply", "scene.sr3d", "zoom.mp4"]
+FILES = [
+    "cameras.json", "contact.png", "index.html", "inputs.safetensors", "levels.png", "metrics.json", "pictures",
+    "scene.ply", "scene.sr3d", "zoom.json", "zoom.mp4",
+]  # fmt: skip
 
 
 def test_path_is_exponential_about_the_center(table, target):
@@ -110,15 +115,21 @@ def test_run_zoom(world, table, doubler, tmp_path):
     low_camera = cameras.index([0]).resized(19, 19)
     lens = {"fl_x": K[0, 0].item(), "fl_y": K[1, 1].item(), "cx": K[0, 2].item(), "cy": K[1, 2].item()}
     (tmp_path / "transforms.json").write_text(json.dumps({"w": 98, "h": 98, **lens, "frames": frames}))
+    asked = {
+        "scene": tmp_path, "output": tmp_path / "out", "views": [0, 1], "factor": 4, "width": 24, "frames": 6,
+        "video_width": 64,
+    }  # fmt: skip
+    inside, outside = Pixel(u=40.5, v=55.5), Pixel(u=99.0, v=5.0)
     with pytest.raises(Sr3dError, match="no such file"):
-        run_zoom(tmp_path, None, (40.5, 55.5), 4, tmp_path / "none.safetensors", tmp_path / "out")
+        run_zoom(ZoomRun(target=inside, checkpoint=str(tmp_path / "none.safetensors"), **asked))
     assert not (tmp_path / "out").exists()
 
     doubler.save_pretrained(tmp_path / "network.safetensors")
-    arguments = (tmp_path, [0, 1], (40.5, 55.5), 4, tmp_path / "network.safetensors", tmp_path / "out")
-    with pytest.raises(Sr3dError, match="a pixel of the first photograph, 98 x 98"):
-        run_zoom(tmp_path, [0, 1], (99.0, 5.0), *arguments[3:])
-    metrics = run_zoom(*arguments, width=24, frames=6, video_width=64)
+    asked["checkpoint"] = str(tmp_path / "network.safetensors")
+    with pytest.raises(Sr3dError, match="a pixel of the first view, 95 x 95"):
+        run_zoom(ZoomRun(target=outside, **asked))
+    assert not (tmp_path / "out").exists()
+    metrics = run_zoom(ZoomRun(target=inside, **asked))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
@@ -131,8 +142,8 @@ def test_run_zoom(world, table, doubler, tmp_path):
     frame = low_camera.zoomed(2.5, (8.0, 11.0))
     from_blocks, from_ply = (render(g, frame).rgb for g in (forest, Gaussians.load(tmp_path / "out" / "scene.ply")))
     assert (from_blocks - from_ply).abs().mean() < 3e-3  # the order of Gaussians at one depth may differ
-    # A second run replaces the first.
-    again = run_zoom(*arguments, width=24, frames=6, video_width=64)
+    # A second run finds everything done.
+    again = run_zoom(ZoomRun(target=inside, **asked))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES and again["levels"] == metrics["levels"]
     assert iio.imread(tmp_path / "out" / "zoom.mp4", plugin="FFMPEG").shape == (6, 64, 64, 3)
     assert [column["magnification"] for column in metrics["magnifications"]] == [1, 2, 4]

@@ -18,7 +18,7 @@ from sr3d.evaluation.data_config import GeneratedData
 from sr3d.evaluation.methods.ply import stored_scene
 from sr3d.gaussians import Gaussians
 from sr3d.zoom.cameras import CAMERAS, read_cameras
-from sr3d.zoom.loop import target_point
+from sr3d.zoom.target import target_point
 
 _SWING = math.radians(6.0)  # largest turn about the target, to both sides, and up and down
 

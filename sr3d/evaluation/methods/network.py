@@ -16,7 +16,7 @@ from sr3d.evaluation.methods.base import MethodOptions
 from sr3d.gaussians import Gaussians
 from sr3d.lod import Lod
 from sr3d.models import SuperResolver
-from sr3d.zoom import zoom_into
+from sr3d.zoom import LevelMaker, zoom_into
 
 
 def load_network(options: MethodOptions, method: str) -> tuple[SuperResolver, dict[str, Any]]:
@@ -37,12 +37,12 @@ def load_network(options: MethodOptions, method: str) -> tuple[SuperResolver, di
     return network, {"checkpoint": str(path), "sha256": _digest(Path(path))}
 
 
-def zoomed(task: Task, network: SuperResolver, embedding: Float[Tensor, " e"] | None) -> Gaussians:
-    """All levels that a task's zoom asks for, by one pass each."""
+def zoomed(task: Task, maker: LevelMaker, embedding: Float[Tensor, " e"] | None) -> Gaussians:
+    """All levels that a task's zoom asks for."""
     assert task.zoom is not None
     center, magnification = task.zoom
     # Made once for all methods, and its seconds are counted once.
-    return zoom_into(task.context, center, magnification, network=network, coarse=task.coarse, embedding=embedding)
+    return zoom_into(task.context, center, magnification, maker=maker, coarse=task.coarse, embedding=embedding)
 
 
 def one_level(gaussians: Gaussians) -> Gaussians:

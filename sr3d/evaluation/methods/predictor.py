@@ -19,6 +19,7 @@ from sr3d.training.clip_model import TextEncoder
 from sr3d.training.conditions import Embedder
 from sr3d.training.evaluate import embedder_of
 from sr3d.training.teachers import LabelTeacher
+from sr3d.zoom import Predictor as ZoomPredictor
 
 
 class Predictor(Method):
@@ -48,7 +49,7 @@ class Predictor(Method):
         embedding = self._embedding(task)
         with out_of_memory_explained("sr3d eval", self.network.config, task.context.images):
             if task.zoom is not None:
-                scene = zoomed(task, self.network, embedding)
+                scene = zoomed(task, ZoomPredictor(self.network), embedding)
             else:
                 scene = one_level(self.network.refine(task.coarse, task.context, task.factor, embedding)[0])
         knows = self.options.text_model is not None and task.classes

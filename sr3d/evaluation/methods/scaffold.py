@@ -9,6 +9,7 @@ from sr3d.evaluation.methods.base import Method, MethodOptions
 from sr3d.evaluation.methods.network import load_network, one_level, zoomed
 from sr3d.models import SuperResolver
 from sr3d.scene import Scene
+from sr3d.zoom import Untrained
 
 
 class Scaffold(Method):
@@ -29,7 +30,7 @@ class Scaffold(Method):
     def make(self, task: Task) -> Made:
         """One level on top of the coarse scene, or all levels of a zoom."""
         if task.zoom is not None:
-            return Made(gaussians=zoomed(task, self.network, None))
+            return Made(gaussians=zoomed(task, Untrained(self.network), None))
         views = Scene.stack([task.context]).to(self.options.device)
         coarse = task.coarse.unsqueezed().to(self.options.device)
         return Made(gaussians=one_level(self.network.scaffold(coarse, views.images, views.posed(), task.factor)[0]))
