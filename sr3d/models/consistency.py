@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sr3d.cameras import Cameras
 from sr3d.gaussians import Gaussians
-from sr3d.rendering import render
-from sr3d.rendering.sh import SH_C0
+from sr3d.rendering.linear import linear_views
+from sr3d.rendering.sh import SH_C0, sh_basis
 
 _DAMPING = 0.1  # of a Gaussian that alone fills a pixel of the fine views: what is hardly seen is hardly changed
 
@@ -34,7 +34,7 @@ def consistent(
 
     A drawing, reduced by area, is linear in the colours c of degree 0: the low-resolution term of GaussianZoom's loss
     is a least-squares problem ‖A c − I‖². Every round adds D Aᵀ R (I − A c), R dividing the error of a pixel by its
-    alpha, and D what a Gaussian gathers by its weight in all pixels: a backward pass of the renderer, no optimiser.
+    alpha, and D what a Gaussian gathers by its weight in all pixels: no optimiser, and A is made once.
 
     Args:
         fine: All Gaussians that the views show, none of which fades. [..., N]
@@ -46,27 +46,31 @@ def consistent(
     Returns:
         The same Gaussians with other colours.
     """
-    cameras = cameras.resized(cameras.width * factor, cameras.height * factor)
-    base = fine.detach()
-    base, given = replace(base, lod=None), base.sh
-    shift = torch.zeros_like(given[..., :1, :])
-    weight = shift[..., :1]
-    with torch.enable_grad():
-        for i in range(rounds):
-            dc = (given[..., :1, :] + shift).requires_grad_()
-            drawn = render(replace(base, sh=torch.cat([dc, given[..., 1:, :]], dim=-2)), cameras, lod=False)
-            small, alpha = _reduced(drawn.rgb, factor), _reduced(drawn.alpha.detach()[..., None], factor)
-            error = torch.where(alpha > 1e-3, images - small.detach() / alpha.clamp_min(1e-3), 0.0)
-            if i == 0:
-                (summed,) = torch.autograd.grad(small.sum(), dc, retain_graph=True)
-                # Of one of the three channels; a clamped colour of exactly 0 has no gradient.
-                weight = summed.amax(dim=-1, keepdim=True) + _DAMPING * SH_C0 / factor**2
-            (gathered,) = torch.autograd.grad((small * error).sum(), dc)
-            shift = shift + gathered / (weight * SH_C0)
-    return replace(fine, sh=torch.cat([fine.sh[..., :1, :] + shift.detach(), fine.sh[..., 1:, :]], dim=-2))
+    with torch.no_grad():
+        shift = _shift(fine, images, cameras, factor, rounds)
+    sh = fine.sh[..., :1, :] + shift[..., None, :] / SH_C0
+    return replace(fine, sh=torch.cat([sh, fine.sh[..., 1:, :]], dim=-2))
 
 
-def _reduced(images: Float[Tensor, "*b fh fw c"], factor: int) -> Float[Tensor, "*b h w c"]:
-    """Means over `factor` × `factor` pixels."""
-    split = images.unflatten(-2, (-1, factor)).unflatten(-4, (-1, factor))
-    return split.mean(dim=(-4, -2))
+def _shift(
+    fine: Gaussians, images: Float[Tensor, "*b v h w 3"], cameras: Cameras, factor: int, rounds: int
+) -> Float[Tensor, "*b n 3"]:
+    """What colours are changed by."""
+    if fine.means.ndim > 2:
+        return torch.stack([_shift(fine[b], images[b], cameras[b], factor, rounds) for b in range(len(images))])
+    views = linear_views(fine, cameras, factor)
+    away = fine.means - cameras.positions.to(fine.means)[:, None]
+    basis = sh_basis(torch.nn.functional.normalize(away, dim=-1), fine.sh_degree)
+    colors = 0.5 + torch.einsum("vnk,nkc->vnc", basis, fine.sh)
+    ones = torch.ones_like(images)
+    alphas = [view.draw(torch.ones_like(fine.means)) for view in views]
+    weight = sum(view.collect(one) for view, one in zip(views, ones)) + _DAMPING / factor**2
+    shift = torch.zeros_like(fine.means)
+    for _ in range(rounds):
+        gathered = torch.zeros_like(shift)
+        for view, alpha, image, color in zip(views, alphas, images, colors):
+            seen = (color + shift).clamp_min(0)
+            error = torch.where(alpha > 1e-3, image - view.draw(seen) / alpha.clamp_min(1e-3), 0.0)
+            gathered += view.collect(error) * (seen > 0)
+        shift = shift + gathered / weight
+    return shift

@@ -72,7 +72,7 @@ def rasterize_forest(forest: Forest, views: Views, features: bool) -> Raster:
 
 
 @dataclass
-class _View:
+class TiledView:
     """Splats of one view (see `_project` and `_raster.draw`), and what its backward pass needs."""
 
     splats: np.ndarray
@@ -82,7 +82,7 @@ class _View:
     transmittance: np.ndarray
 
 
-def _project_forest(forest: Forest, views: Views, c: int, channels: int) -> tuple[_View, np.ndarray, np.ndarray]:
+def _project_forest(forest: Forest, views: Views, c: int, channels: int) -> tuple[TiledView, np.ndarray, np.ndarray]:
     """Splats of the visible blocks of all levels, their features, and the first forest row of every block of splats."""
     pose, K = views.world_to_cam[0, c].double(), views.K[0, c].double()
     size, fade = (views.width, views.height), views.fade
@@ -118,6 +118,28 @@ def _project_forest(forest: Forest, views: Views, c: int, channels: int) -> tupl
     return _tiled(splats, boxes, views, K), extra, np.concatenate(rows) if rows else np.zeros(1, np.int64)
 
 
+def project_scene(scene: list[np.ndarray], mode: int, views: Views, b: int, c: int, bad: np.ndarray) -> TiledView:
+    """Splats of one scene in view c of scene b, near to far in every tile.
+
+    Args:
+        scene: Means, quats, scales, opacities, sh, features (not looked at), native, coarser and finer footprints.
+        mode: How levels fade; 0: not at all, and footprints are not looked at.
+        views: All of them.
+        b: Scene.
+        c: View.
+        bad: Set to 1 + the first row with an impossible footprint. [1]
+    """
+    pose, K = views.world_to_cam[b, c].double(), views.K[b, c].double()
+    splats, boxes = _blank(len(scene[0]))
+    blocks = np.arange(-(-len(splats) // BLOCK))
+    share(
+        project, len(splats) // 2048, blocks, BLOCK, *scene[:5], *scene[6:], mode,
+        *_view_arrays(pose, K, torch.zeros(3, dtype=torch.float64)), views.width, views.height,
+        views.antialias, views.near, splats, splats.view(np.float64), boxes, bad,
+    )  # fmt: skip
+    return _tiled(splats, boxes, views, K)
+
+
 def _blank(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Room for splats; nothing is drawn where the kernels do not write."""
     return np.empty((count, 16), np.float32), np.zeros((count, 4), np.int16)
@@ -128,7 +150,7 @@ def _view_arrays(pose: Tensor, K: Tensor, origin: Tensor) -> tuple[np.ndarray, n
     return pose.contiguous().numpy(), origin.numpy(), K.contiguous().numpy()
 
 
-def _tiled(splats: np.ndarray, boxes: np.ndarray, views: Views, K: Tensor) -> _View:
+def _tiled(splats: np.ndarray, boxes: np.ndarray, views: Views, K: Tensor) -> TiledView:
     """Sort splats by depth and list those of every tile."""
     width, height = views.width, views.height
     across, down = -(-width // TILE), -(-height // TILE)
@@ -140,11 +162,11 @@ def _tiled(splats: np.ndarray, boxes: np.ndarray, views: Views, K: Tensor) -> _V
     start = np.append(0, np.cumsum(counts))
     members, fill = np.empty(start[-1], np.int32), start[:-1].copy()
     share(_tiles.fill_members, bands, boxes, order, across, down, fill, members)
-    return _View(splats, boxes, start, members, np.empty((height, width), np.float32))
+    return TiledView(splats, boxes, start, members, np.empty((height, width), np.float32))
 
 
 def _draw(
-    view: _View, features: np.ndarray, views: Views, image: np.ndarray, median: np.ndarray, ids: np.ndarray
+    view: TiledView, features: np.ndarray, views: Views, image: np.ndarray, median: np.ndarray, ids: np.ndarray
 ) -> None:
     """Composite one view into `image` [H, W, 4 + D] and its transmittance, and what `inspect` asks for."""
     tiles = len(view.start) - 1
@@ -178,25 +200,17 @@ class _Rasterize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scenes, count = views.K.shape[:2]
         tensors = (means, quats, scales, opacities, sh, features, native, coarser, finer)
-        arrays = [_array(means, keep_double=True), *(_array(t) for t in tensors[1:])]
+        arrays = [as_array(means, keep_double=True), *(as_array(t) for t in tensors[1:])]
         image = np.empty((scenes, count, views.height, views.width, 4 + features.shape[-1]), np.float32)
         alpha = np.empty((scenes, count, views.height, views.width), np.float32)
         median, ids = _pictures(views, scenes, count)
         kept, bad = [], np.zeros(1, np.int64)
         for b, c in np.ndindex(scenes, count):
             scene = _scene(arrays, offsets, b)
-            pose, K = views.world_to_cam[b, c].double(), views.K[b, c].double()
-            splats, boxes = _blank(len(scene[0]))
-            blocks = np.arange(-(-len(splats) // BLOCK))
-            share(
-                project, len(splats) // 2048, blocks, BLOCK, *scene[:5], *scene[6:], _mode(native, views),
-                *_view_arrays(pose, K, torch.zeros(3, dtype=torch.float64)), views.width, views.height,
-                views.antialias, views.near, splats, splats.view(np.float64), boxes, bad,
-            )  # fmt: skip
+            view = project_scene(scene, _mode(native, views), views, b, c, bad)
             if bad[0]:
                 level = torch.zeros_like(native, dtype=torch.int32)
                 check_footprints("sr3d.render", Lod(native=native, coarser=coarser, finer=finer, level=level))
-            view = _tiled(splats, boxes, views, K)
             _draw(view, scene[5], views, image[b, c], median[b, c : c + 1], ids[b, c : c + 1])
             np.subtract(np.float32(1), view.transmittance, out=alpha[b, c])
             if any(ctx.needs_input_grad):
@@ -213,8 +227,8 @@ class _Rasterize(torch.autograd.Function):
     def backward(ctx: Any, g_image: Tensor, g_alpha: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, world_to_cam, image = ctx.saved_tensors
         views, need = ctx.views, ctx.needs_input_grad
-        arrays = [_array(tensors[0], keep_double=True), *(_array(t) for t in tensors[1:])]
-        pixels = [_array(t) for t in (image, g_image, g_alpha)]
+        arrays = [as_array(tensors[0], keep_double=True), *(as_array(t) for t in tensors[1:])]
+        pixels = [as_array(t) for t in (image, g_image, g_alpha)]
         grads = [np.zeros(a.shape, np.float32) for a in arrays[:6]]
         g_poses = np.zeros(world_to_cam.shape, np.float32)
         for (b, c), view in zip(np.ndindex(*world_to_cam.shape[:2]), ctx.kept):
@@ -236,7 +250,12 @@ class _Rasterize(torch.autograd.Function):
 
 
 def _pair_gradients(
-    view: _View, features: np.ndarray, first: np.ndarray, pixels: list[np.ndarray], g_features: np.ndarray, need: bool
+    view: TiledView,
+    features: np.ndarray,
+    first: np.ndarray,
+    pixels: list[np.ndarray],
+    g_features: np.ndarray,
+    need: bool,
 ) -> np.ndarray:
     """Gradients of every pair (splat, tile) [pairs, 10 + D'], those of wide features added to `g_features` already."""
     channels, tiles = features.shape[1], len(view.start) - 1
@@ -266,7 +285,7 @@ def _mode(native: Tensor, views: Views) -> int:
     return MODES[views.fade] if len(native) else 0
 
 
-def _array(tensor: Tensor, keep_double: bool = False) -> np.ndarray:
+def as_array(tensor: Tensor, keep_double: bool = False) -> np.ndarray:
     """The tensor as a C-ordered float32 array (float64 stays if kept), without a copy where it already is one."""
     double = keep_double and tensor.dtype == torch.float64
     return tensor.detach().to(torch.float64 if double else torch.float32).contiguous().numpy()
