@@ -41,6 +41,7 @@ from sr3d.training.metrics import psnr
 from sr3d.zoom import LevelMaker, Predictor, ZoomConfig, ZoomLevel, level_maker, zoom_into, zoom_path
 from sr3d.zoom.level import grow
 from sr3d.zoom.loop import next_step, plant
+from sr3d.zoom.makers import bare
 from sr3d.zoom.target import target_point
 from sr3d.zoom.video import draw_path
 
@@ -86,7 +87,7 @@ def quality(networks: dict[str, SuperResolver], source: DepthSource, limit: int)
     first = next(iter(networks.values()))
     makers: dict[str, LevelMaker] = {name: level_maker("sr3d", network) for name, network in networks.items()}
     # The correction of colours without any learning: what is left to the network.
-    corrected = Predictor(SuperResolver(replace(first.config, conditioning=None)))
+    corrected = Predictor(SuperResolver(bare(first.config)))
     makers = {
         "scaffold": level_maker("scaffold", first), "corrected": corrected, **makers,
         "optimise": level_maker("optimise", first),

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sr3d.gaussians import Gaussians
-from sr3d.models import SuperResolver
+from sr3d.models import SuperResolver, SuperResolverConfig
 from sr3d.models.consistency import ConsistencyConfig, consistent
 from sr3d.models.estimate import out_of_memory_explained
 from sr3d.scene import Scene
@@ -123,8 +123,7 @@ class Untrained(LevelMaker):
     name: ClassVar[Method] = "scaffold"
 
     def __init__(self, network: SuperResolver) -> None:
-        config = replace(network.config, conditioning=None, consistency=None)
-        super().__init__(SuperResolver(config).to(next(network.parameters()).device))
+        super().__init__(SuperResolver(bare(network.config)).to(next(network.parameters()).device))
 
     def finished(
         self, made: Made, views: Scene, enlarged: Float[Tensor, "v fh fw 3"] | None, trust: float
@@ -171,6 +170,13 @@ def _between(scaffold: Gaussians, fine: Gaussians, share: float) -> Gaussians:
         scales=mixed(scaffold.scales, fine.scales),
         opacities=mixed(scaffold.opacities, fine.opacities),
         sh=mixed(scaffold.sh, fine.sh),
+    )
+
+
+def bare(config: SuperResolverConfig) -> SuperResolverConfig:
+    """Without the parts that change nothing before they have learned: an untrained network in less time."""
+    return replace(
+        config, conditioning=None, refinement=None, geometry=None, points=None, recurrence=None, consistency=None
     )
 
 

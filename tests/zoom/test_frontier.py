@@ -11,10 +11,14 @@ from sr3d.coarse import CoarseConfig, coarse_gaussians
 from sr3d.errors import Sr3dError
 from sr3d.gaussians import Gaussians
 from sr3d.lod import Forest, Lod
+from sr3d.models import SuperResolver
+from sr3d.models.geometry import GeometryConfig
+from sr3d.models.points import PointsConfig
+from sr3d.models.recurrence import RecurrenceConfig
 from sr3d.rendering import render
 from sr3d.zoom import Optimiser, Predictor, Untrained, zoom_into
 from sr3d.zoom.frontier import around, in_frames, visible
-from sr3d.zoom.makers import level_maker
+from sr3d.zoom.makers import bare, level_maker
 from sr3d.zoom.opacity import as_opaque
 from sr3d.zoom.optimise import OptimiseConfig
 
@@ -57,6 +61,16 @@ def test_nothing_in_view_is_nothing(forest, table):
     away = replace(table.cameras.index([0]), world_to_cam=pose)  # looks the other way
     seen = visible(forest, away, torch.zeros(3, dtype=torch.float64))
     assert len(seen.gaussians) == 0 and float(seen.draw(away).alpha.max()) == 0
+
+
+def test_parts_that_have_not_learned_change_nothing(table, doubler):
+    parts = {"geometry": GeometryConfig(), "points": PointsConfig(), "recurrence": RecurrenceConfig()}
+    full = replace(doubler.config, **parts)
+    assert bare(full) == bare(doubler.config) and bare(full).points is None
+    coarse = coarse_gaussians(table, CoarseConfig())
+    made = [SuperResolver(config).eval().refine(coarse, table, 2)[0] for config in (full, bare(full))]
+    for name in ("means", "quats", "scales", "opacities", "sh"):
+        assert torch.allclose(getattr(made[0], name), getattr(made[1], name), atol=1e-5)
 
 
 def test_makers(table, target, doubler):
