@@ -18,6 +18,7 @@ from sr3d.rendering import Rendering
 from sr3d.scene import Scene
 from sr3d.training.metrics import psnr
 from sr3d.zoom.agreement import RejectConfig, agreement, reject
+from sr3d.zoom.coverage import without_gaps
 from sr3d.zoom.frontier import Visible, around, in_frames, photograph_forest, visible
 from sr3d.zoom.guidance import inherit_features
 from sr3d.zoom.guides import Guides, Told, look
@@ -144,7 +145,7 @@ def grow(
         objects = None
         if guides is not None and told.inserted is not None:
             objects = insert(guides, told, step.seen, step.frames, step.level - 1)
-        grown, rejected = _append(forest, step, made, objects, views, before, config)
+        grown, rejected = _append(forest, step, made, objects, views, before, config, maker.factor)
         links = grown.levels[-1].parents if grown is not forest else links
     seconds = time.perf_counter() - start
     record = ZoomLevel(
@@ -222,6 +223,7 @@ def _append(
     views: Scene,
     before: Rendering,
     config: RejectConfig | None,
+    factor: int,
 ) -> tuple[Forest, int]:
     """The forest with those children whose parents have none yet and that no other view contradicts."""
     parents = step.seen.gaussians.index(step.parents)
@@ -238,6 +240,8 @@ def _append(
         kept = weights > 0
         children = replace(children, opacities=children.opacities * weights)
     children, rows = children.index(kept), step.seen.rows[step.parents][links[kept]]
+    others = step.seen.gaussians.index(_lod(step.seen.gaussians).level >= step.level)
+    children = without_gaps(children, others, views.posed(), before.alpha, factor, step.seen.near)
     if objects is not None:
         children = Gaussians.cat([children, _like(objects.gaussians, parents)])
         rows = torch.cat([rows, objects.rows])
