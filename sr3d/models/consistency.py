@@ -24,7 +24,7 @@ class ConsistencyConfig:
         rounds: Drawings that are compared with the inputs, 1 or more.
     """
 
-    rounds: int = 4
+    rounds: int = 8
 
 
 def consistent(

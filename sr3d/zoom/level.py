@@ -145,7 +145,7 @@ def grow(
         objects = None
         if guides is not None and told.inserted is not None:
             objects = insert(guides, told, step.seen, step.frames, step.level - 1)
-        grown, rejected = _append(forest, step, made, objects, views, before, config, maker.factor)
+        grown, rejected = _append(forest, step, maker, made, objects, views, before, config)
         links = grown.levels[-1].parents if grown is not forest else links
     seconds = time.perf_counter() - start
     record = ZoomLevel(
@@ -218,12 +218,12 @@ def _for_network(parents: Gaussians, network: SuperResolver) -> Gaussians:
 def _append(
     forest: Forest,
     step: Step,
+    maker: LevelMaker,
     made: Made,
     objects: Inserted | None,
     views: Scene,
     before: Rendering,
     config: RejectConfig | None,
-    factor: int,
 ) -> tuple[Forest, int]:
     """The forest with those children whose parents have none yet and that no other view contradicts."""
     parents = step.seen.gaussians.index(step.parents)
@@ -241,7 +241,8 @@ def _append(
         children = replace(children, opacities=children.opacities * weights)
     children, rows = children.index(kept), step.seen.rows[step.parents][links[kept]]
     others = step.seen.gaussians.index(_lod(step.seen.gaussians).level >= step.level)
-    children = without_gaps(children, others, views.posed(), before.alpha, factor, step.seen.near)
+    children = without_gaps(children, others, views.posed(), before.alpha, maker.factor, step.seen.near)
+    children = maker.corrected(children, others, views)
     if objects is not None:
         children = Gaussians.cat([children, _like(objects.gaussians, parents)])
         rows = torch.cat([rows, objects.rows])

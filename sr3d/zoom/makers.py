@@ -43,13 +43,14 @@ class LevelMaker(ABC):
     Attributes:
         network: Its settings decide factor and split; only `Predictor` uses its weights.
         told: Whether the network is told about the scene.
+        rounds: Of the correction of colours, once a level is complete.
     """
 
     name: ClassVar[Method]
     told: ClassVar[bool] = False
 
-    def __init__(self, network: SuperResolver) -> None:
-        self.network = network.eval()
+    def __init__(self, network: SuperResolver, rounds: int = 0) -> None:
+        self.network, self.rounds = network.eval(), rounds
 
     @property
     def factor(self) -> int:
@@ -87,6 +88,21 @@ class LevelMaker(ABC):
         made = Made(gaussians=found.gaussians[0], parents=found.parents[0], scaffold=found.scaffold[0])
         return replace(made, gaussians=self.finished(made, views, enlarged, trust))
 
+    @torch.no_grad()
+    def corrected(self, children: Gaussians, others: Gaussians, views: Scene) -> Gaussians:
+        """The children with the colours with which the level reduces to what was there (see `consistent`).
+
+        Args:
+            children: All that the level adds, as they will be stored. [N]
+            others: What else belongs to it, of earlier branches. [M]
+            views: As for `make`.
+        """
+        if self.rounds == 0:
+            return children
+        drawn = Gaussians.cat([replace(g, features=None, lod=None) for g in (children, others)])
+        done = consistent(drawn, views.images, views.posed(), self.factor, self.rounds)
+        return replace(children, sh=done.sh[: len(children)])
+
     @abstractmethod
     def finished(
         self, made: Made, views: Scene, enlarged: Float[Tensor, "v fh fw 3"] | None, trust: float
@@ -95,26 +111,22 @@ class LevelMaker(ABC):
 
 
 class Predictor(LevelMaker):
-    """One forward pass of the trained network, with colours corrected until the level reduces to what was there."""
+    """One forward pass of the trained network; colours are corrected when the level is complete."""
 
     name: ClassVar[Method] = "sr3d"
     told: ClassVar[bool] = True
 
     def __init__(self, network: SuperResolver) -> None:
-        # The weights are shared; colours are corrected here, after `trust`.
+        # The weights are shared; what the network corrects itself would be changed again.
         plain = copy(network)
         plain.config = replace(network.config, consistency=None)
-        super().__init__(plain)
-        self.rounds = (network.config.consistency or ConsistencyConfig()).rounds
+        super().__init__(plain, (network.config.consistency or ConsistencyConfig()).rounds)
 
     def finished(
         self, made: Made, views: Scene, enlarged: Float[Tensor, "v fh fw 3"] | None, trust: float
     ) -> Gaussians:
-        """The trusted share, with corrected colours."""
-        fine = made.gaussians if trust == 1 else _between(made.scaffold, made.gaussians, trust)
-        device = fine.means.device
-        images, cameras = views.images.to(device), views.posed().to(device)
-        return consistent(fine, images, cameras, self.factor, self.rounds)
+        """The trusted share."""
+        return made.gaussians if trust == 1 else _between(made.scaffold, made.gaussians, trust)
 
 
 class Untrained(LevelMaker):
@@ -122,8 +134,8 @@ class Untrained(LevelMaker):
 
     name: ClassVar[Method] = "scaffold"
 
-    def __init__(self, network: SuperResolver) -> None:
-        super().__init__(SuperResolver(bare(network.config)).to(next(network.parameters()).device))
+    def __init__(self, network: SuperResolver, rounds: int = 0) -> None:
+        super().__init__(SuperResolver(bare(network.config)).to(next(network.parameters()).device), rounds)
 
     def finished(
         self, made: Made, views: Scene, enlarged: Float[Tensor, "v fh fw 3"] | None, trust: float
@@ -136,7 +148,7 @@ class Optimiser(Untrained):
     """Per-scene super-resolution, as GaussianZoom and WonderZoom do at every level: `sr3d.zoom.optimise`.
 
     Starts from children in the tangent plane of every parent, one for each fine pixel, coloured from the enlarged
-    views.
+    views. Its levels are completed and corrected as those of the network.
     """
 
     name: ClassVar[Method] = "optimise"
@@ -144,7 +156,8 @@ class Optimiser(Untrained):
     def __init__(self, network: SuperResolver, config: OptimiseConfig | None = None) -> None:
         settings = network.config
         full = replace(settings.scaffold, split="inplane", budget=None, grid=None, shrink=_SHRINK)
-        super().__init__(SuperResolver(replace(settings, scaffold=full)).to(next(network.parameters()).device))
+        plain = SuperResolver(replace(settings, scaffold=full)).to(next(network.parameters()).device)
+        super().__init__(plain, ConsistencyConfig().rounds)
         self.config = config or OptimiseConfig()
 
     def finished(

@@ -81,13 +81,16 @@ def test_makers(table, target, doubler):
     assert doubler.config.consistency is None, "a maker must not change the network that it is given"
     steps = [Optimiser(doubler, OptimiseConfig(steps=n)) for n in (0, 25)]
     low = table.cameras
-    errors = []
+    errors, corrected = [], []
     for maker in (made["scaffold"], made["sr3d"], *steps):
         fine = maker.make(coarse, table).gaussians
-        drawn = render(replace(fine, lod=None), low.resized(48, 48)).rgb.unflatten(1, (24, 2)).unflatten(3, (24, 2))
-        errors.append(float((drawn.mean(dim=(2, 4)) - table.images).abs().mean()))
+        for found, shown in ((errors, fine), (corrected, maker.corrected(fine, fine.index(slice(0, 0)), table))):
+            drawn = render(replace(shown, lod=None), low.resized(48, 48)).rgb
+            small = drawn.unflatten(1, (24, 2)).unflatten(3, (24, 2)).mean(dim=(2, 4))
+            found.append(float((small - table.images).abs().mean()))
     # Correction and optimisation both bring a level closer to its inputs than the scaffold.
-    assert errors[1] < 0.8 * errors[0] and errors[3] < 0.8 * errors[2]
+    assert errors[3] < 0.8 * errors[2] and corrected[0] == errors[0]
+    assert all(after < 0.8 * before for before, after in zip(errors[1:], corrected[1:]))
     levels = []
     zoom_into(table, target, 4, maker=steps[1], on_level=levels.append)
     assert [level.gaussians > 0 for level in levels] == [True] * 3
