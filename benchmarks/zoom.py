@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import machine, matrix_product, seconds
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from scipy.stats import bootstrap
+from zoom_docs import LEVELS, PICTURES, WORDS, Picture, picture_sheet, write
 
 from sr3d.cameras import Cameras
 from sr3d.coarse import CoarseConfig, DepthSource, coarse_gaussians
@@ -46,25 +43,8 @@ from sr3d.zoom.target import target_point
 from sr3d.zoom.video import draw_path
 
 ROOT = Path(__file__).resolve().parents[1]
-LEVELS = (4, 16, 64)
 SOURCES: tuple[DepthSource, ...] = ("depth", "sweep")
-WORDS = {"depth": "given depth", "sweep": "stereo depth"}
-COLUMNS = ("level", "method", "PSNR, dB", "minus coarse", "minus optimise", "SSIM", "between views, dB", "reduced, dB",
-           "Gaussians", "s", "optimise / it")  # fmt: skip
-QUALITY = """Eight held-out procedural worlds (frozen in `sr3d/evaluation/protocols/procedural_zoom.yaml`), two
-inputs of 48×48, a zoom about a pixel of the first one. The targets are frames of 48×48 whose truth is
-drawn anew at every magnification: at 16×, three by three input pixels fill a frame, at 64× less than
-one. `coarse` is the scene without any zoom, `scaffold` the same loop with an untrained network,
-`corrected` that with the correction of colours (4 rounds) that the trained networks have as well: what
-is beyond it has been learned. `optimise` is the same loop, forest and cameras with per-scene
-optimisation of every level (100 steps; 200 were no better on training worlds). [95 % bootstrap interval
-of the mean over worlds.] Between views: PSNR of what one frame shows against the other, warped by depth
-with an occlusion test. Reduced: PSNR of the level, reduced 4×, against its input. Seconds: making a
-level, checks included; last column: median of the ratio over worlds."""
-GROWTH = """One level (4×) of the same view while the stored scene grows by Gaussians elsewhere; medians of three.
-Extra MiB: high-water mark of the process over what it held before the level."""
-COLORS = {"coarse": "#8a8f98", "scaffold": "#d08c2f", "corrected": "#7f6a3a", "optimise": "#b03a5b"}
-NETWORKS = ("#2b6cb0", "#2f9e6e", "#7a4fb5")  # colours of networks, in their order
+SHOWN = 3  # worlds whose drawings are shown
 
 
 def worlds() -> list[tuple[World, Scene, tuple[float, float]]]:
@@ -81,9 +61,12 @@ def worlds() -> list[tuple[World, Scene, tuple[float, float]]]:
     return out
 
 
-def quality(networks: dict[str, SuperResolver], source: DepthSource, limit: int) -> list[dict[str, Any]]:
-    """One row for each world, method and level."""
+def quality(
+    networks: dict[str, SuperResolver], source: DepthSource, limit: int, pictures: Path
+) -> list[dict[str, Any]]:
+    """One row for each world, method and level; drawings of the first worlds, with given depth, are written."""
     rows: list[dict[str, Any]] = []
+    drawn: list[Picture] = []
     first = next(iter(networks.values()))
     makers: dict[str, LevelMaker] = {name: level_maker("sr3d", network) for name, network in networks.items()}
     # The correction of colours without any learning: what is left to the network.
@@ -114,7 +97,14 @@ def quality(networks: dict[str, SuperResolver], source: DepthSource, limit: int)
                     row |= {"seconds": level.seconds, "gaussians": level.gaussians, **agreed}
                     row["low_psnr"] = level.scores["low_psnr"]
                 rows.append(row)
+            if number < SHOWN:
+                large = camera.resized(4 * camera.width, 4 * camera.height)
+                images = {name: render(gaussians, large).rgb[0] for name, (gaussians, _) in made.items()}
+                images["truth"] = world.render(large).images[0]
+                drawn += [Picture(number, magnification, name, image) for name, image in images.items()]
         print(f"{WORDS[source]}: world {number + 1} done", flush=True)
+    if source == "depth":
+        picture_sheet(drawn, pictures)
     return rows
 
 
@@ -211,158 +201,6 @@ def _status(name: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval."""
-    if len(set(values)) < 2:
-        return float(np.mean(values)), values[0], values[0]
-    found = bootstrap((np.array(values),), np.mean, method="percentile", rng=np.random.default_rng(0))
-    return float(np.mean(values)), float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def quality_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown: one line for each level and method."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    out = [
-        f"| {' | '.join(COLUMNS)} |",
-        "|" + "---|" * len(COLUMNS),
-    ]
-    for magnification in LEVELS:
-        at = [row for row in rows if row["magnification"] == magnification]
-
-        def column(method: str, name: str, at: list[dict[str, Any]] = at) -> list[float]:
-            return [row[name] for row in at if row["method"] == method and row.get(name) is not None]
-
-        for method in methods:
-            own = column(method, "psnr")
-            cells = [f"{magnification}×", method, f"{np.mean(own):.2f}"]
-            for other in ("coarse", "optimise"):
-                difference = [a - b for a, b in zip(own, column(other, "psnr"))]
-                mean, low, high = interval(difference)
-                cells.append("–" if method == other else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
-            cells.append(f"{np.mean(column(method, 'ssim')):.3f}")
-            for name, digits in (("views_psnr", 1), ("low_psnr", 1), ("gaussians", 0)):
-                values = column(method, name)
-                cells.append(f"{np.mean(values):,.{digits}f}" if values else "–")
-            times, others = column(method, "seconds"), column("optimise", "seconds")
-            cells.append(f"{np.mean(times):.2f}" if times else "–")
-            cells.append(f"{np.median([o / t for o, t in zip(others, times)]):.0f} ×" if times else "–")
-            out.append(f"| {' | '.join(cells)} |")
-    return out
-
-
-def quality_plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """PSNR against the coarse scene for each level, and seconds for each level."""
-    methods = [m for m in dict.fromkeys(row["method"] for row in next(iter(found.values()))) if m != "coarse"]
-    colors = COLORS | dict(zip((m for m in methods if m not in COLORS), NETWORKS))
-    figure = Figure(figsize=(10, 3.4), dpi=110)
-    axes = figure.subplots(1, len(found) + 1, squeeze=False)[0]
-    for ax, (source, rows) in zip(axes, found.items()):
-        for method in methods:
-            means = []
-            for magnification in LEVELS:
-                own, base = (
-                    [r["psnr"] for r in rows if r["method"] == m and r["magnification"] == magnification]
-                    for m in (method, "coarse")
-                )
-                means.append(interval([a - b for a, b in zip(own, base)]))
-            middle, low, high = (np.array(v) for v in zip(*means))
-            x = np.arange(len(LEVELS)) + 0.06 * (methods.index(method) - 1)
-            ax.errorbar(x, middle, [middle - low, high - middle], marker="o", color=colors[method], label=method)
-        ax.axhline(0, color=COLORS["coarse"], lw=1)
-        ax.set_xticks(range(len(LEVELS)), [f"{m}×" for m in LEVELS])
-        ax.set_title(f"PSNR minus coarse, dB: {WORDS[source]}", fontsize=9)
-        ax.legend(fontsize=8)
-    rows = next(iter(found.values()))
-    for i, method in enumerate(methods):
-        times = [
-            np.mean([r["seconds"] for r in rows if r["method"] == method and r["magnification"] == m]) for m in LEVELS
-        ]
-        axes[-1].bar(np.arange(len(LEVELS)) + 0.2 * (i - 1), times, 0.19, color=colors[method], label=method)
-    axes[-1].set_yscale("log")
-    axes[-1].set_xticks(range(len(LEVELS)), [f"{m}×" for m in LEVELS])
-    axes[-1].set_title("seconds for a level", fontsize=9)
-    _save(figure, path)
-
-
-def smoothness_plot(found: dict[str, Any], path: Path) -> None:
-    """Alpha, colour and change from frame to frame against magnification."""
-    figure = Figure(figsize=(10, 3.2), dpi=110)
-    axes = figure.subplots(1, 3)
-    x = np.array(found["magnification"])
-    axes[0].plot(x, found["alpha"], label="mean", color=NETWORKS[0])
-    axes[0].plot(x, found["least_alpha"], label="0.1 % quantile", color=COLORS["scaffold"])
-    axes[0].set_ylim(0, 1.02)
-    axes[0].set_title("alpha", fontsize=9)
-    axes[0].legend(fontsize=8)
-    for channel, color in enumerate(("#c0392b", "#27ae60", "#2b6cb0")):
-        axes[1].plot(x, np.array(found["spot"])[:, channel], color=color)
-    axes[1].set_title("colour of the middle sixteenth", fontsize=9)
-    axes[2].plot(x[1:], found["switched"], color=COLORS["coarse"], lw=0.8, label="levels switched")
-    axes[2].plot(x[1:], found["steps"], color=NETWORKS[0], label="cross-fade")
-    axes[2].set_title("mean change from frame to frame", fontsize=9)
-    axes[2].legend(fontsize=8)
-    for ax in axes:
-        ax.set_xscale("log", base=2)
-        for m in (4, 16):
-            ax.axvline(m, color="#cccccc", lw=0.8, zorder=0)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.tight_layout()
-    with atomic(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
-
-
-def write(found: dict[str, Any], checkpoints: str, docs: Path) -> None:
-    """docs/zoom.md and its plots."""
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    hardware = ", ".join(f"{k} {v}" for k, v in machine().items())
-    out = [
-        "# The zoom loop, measured",
-        "",
-        f"`python benchmarks/zoom.py --checkpoints {checkpoints}` (commit {commit.strip()}) writes this page:",
-        hardware,
-        "",
-    ]  # fmt: skip
-    if "quality" in found:
-        quality_plot(found["quality"], docs / "images" / "zoom_quality.png")
-        out += [
-            "## Quality and time for a level", "",
-            QUALITY, "",
-        ]  # fmt: skip
-        for source, rows in found["quality"].items():
-            out += [f"### {WORDS[source].capitalize()}", "", *quality_table(rows), ""]
-        out += ["![PSNR against the coarse scene; seconds](images/zoom_quality.png)", ""]
-    if "smoothness" in found:
-        smoothness_plot(found["smoothness"], docs / "images" / "zoom_smoothness.png")
-        s = found["smoothness"]
-        steps = np.array(s["steps"])
-        out += [
-            "## Smoothness", "",
-            f"{len(s['alpha'])} frames of 192×192 from 1× to {LEVELS[-1]}×, world 1.",
-            f"Least mean alpha {min(s['alpha']):.4f};",
-            f"at most {100 * max(s['holes']):.2f} % of pixels have less than 0.5.",
-            f"Largest change from frame to frame {steps.max() / np.median(steps):.2f} times the median;",
-            f"levels switched instead of faded: {max(s['switched']) / np.median(s['switched']):.1f} times.", "",
-            "![Alpha, colour and change along the zoom](images/zoom_smoothness.png)", "",
-        ]  # fmt: skip
-    if "growth" in found:
-        names = list(found["growth"][0])
-        out += [
-            "## Growing scenes", "",
-            GROWTH, "",
-            f"| {' | '.join(names)} |", "|" + "---|" * len(names),
-        ]  # fmt: skip
-        out += [
-            "| " + " | ".join(f"{v:,.2f}" if isinstance(v, float) else f"{v:,}" for v in r.values()) + " |"
-            for r in found["growth"]
-        ]
-        out.append("")
-    with atomic(docs / "zoom.md") as temporary:
-        temporary.write_text("\n".join(out), encoding="utf-8")
-
-
 def main() -> None:
     """Measure what is asked for, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -380,17 +218,17 @@ def main() -> None:
     networks = {name: SuperResolver.from_pretrained(path).eval() for name, path in named.items()}
     network = next(iter(networks.values()))
     parts: dict[str, Callable[[], Any]] = {
-        "quality": lambda: {source: quality(networks, source, options.limit) for source in SOURCES},
+        "quality": lambda: {s: quality(networks, s, options.limit, options.docs / PICTURES) for s in SOURCES},
         "smoothness": lambda: smoothness(network, options.frames),
         "growth": lambda: growth(network, options.most),
     }
-    options.results.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (options.results.parent, options.docs / "images"):
+        folder.mkdir(parents=True, exist_ok=True)
     found = json.loads(options.results.read_text()) if options.results.is_file() else {}
     for name in options.parts.split(","):
         found[name] = parts[name]()
         with atomic(options.results) as temporary:
             temporary.write_text(json.dumps(found))
-    options.docs.joinpath("images").mkdir(parents=True, exist_ok=True)
     write(found, ",".join(f"{name}={Path(path).name}" for name, path in named.items()), options.docs)
 
 
