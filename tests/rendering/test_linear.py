@@ -14,6 +14,8 @@ from sr3d.rendering import render, rgb_to_sh
 from sr3d.rendering.linear import linear_views
 
 Make = Callable[..., tuple[Gaussians, Cameras]]
+_NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+ON_GPU = pytest.param("cuda", marks=[pytest.mark.gpu, _NO_GPU])
 
 
 def reduced(images: Tensor, factor: int) -> Tensor:
@@ -29,7 +31,7 @@ def matrices(gaussians: Gaussians, views: Cameras, factor: int) -> Tensor:
     return reduced(shown, factor)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "reference", ON_GPU])
 @pytest.mark.parametrize(("factor", "width", "height"), [(2, 16, 8), (4, 9, 7), (3, 11, 13), (5, 7, 5), (20, 3, 2)])
 def test_products_are_those_of_the_matrix(make: Make, factor: int, width: int, height: int, backend: str) -> None:
     gaussians, views = make(60, size=(width, height), views=2)
@@ -38,6 +40,9 @@ def test_products_are_those_of_the_matrix(make: Make, factor: int, width: int, h
     image = torch.randn(height, width, 3, generator=made, dtype=torch.float64)
     expected = matrices(gaussians, views, factor)
     assert all((matrix > 0).any() and (matrix == 0).any() for matrix in expected)
+    if backend == "cuda":
+        gaussians, views = gaussians.to(torch.float32).to("cuda"), views.to("cuda")
+    colors, image, expected = (t.to(gaussians.means) for t in (colors, image, expected))
     for view, matrix in zip(linear_views(gaussians, views, factor, backend=backend), expected, strict=True):
         torch.testing.assert_close(view.draw(colors), matrix @ colors, atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(
