@@ -19,7 +19,7 @@ from sr3d.rendering._vector import BATCH, blend_features, copy_row, feature_dots
 MOMENTS = 10  # columns of a pair's gradients before the features: dL/ds·(1, x, y, xx, xy, yy), rgb, depth
 
 _ALPHA_MAX, _ALPHA_MIN = np.float32(const.ALPHA_MAX), np.float32(const.ALPHA_MIN)
-_T_MIN = np.float32(const.TRANSMITTANCE_MIN)
+T_MIN = np.float32(const.TRANSMITTANCE_MIN)
 _S_MAX = np.float32(5.8)  # exp(-5.8) < 1/255: nothing beyond is drawn
 # exp(-s) on 0..5.8 is the 8th power of this polynomial (fit of exp(-s/8)), to a relative error of 8e-7.
 _E0, _E1, _E2 = np.float32(0.99999990), np.float32(-0.124998893), np.float32(0.00781040073)
@@ -32,7 +32,26 @@ _E3, _E4, _E5 = (
 
 @njit(cache=True, fastmath=FASTMATH)
 @no_type_check
-def _finished(tile):
+def density(s):
+    """exp(−s) for s ≥ 0 but for rounding, at most exp(−5.8) where nothing is drawn."""
+    s = min(max(s, ZERO), _S_MAX)
+    e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
+    e = e * e
+    e = e * e
+    return e * e
+
+
+@njit(cache=True, fastmath=FASTMATH)
+@no_type_check
+def clipped(alpha):
+    """What is drawn of an alpha: at most 0.999, and nothing below 1/255."""
+    alpha = min(alpha, _ALPHA_MAX)
+    return alpha if alpha >= _ALPHA_MIN else ZERO
+
+
+@njit(cache=True, fastmath=FASTMATH)
+@no_type_check
+def finished(tile):
     """Whether no pixel of the tile can receive anything more."""
     most = -ONE
     for y in range(TILE):
@@ -73,16 +92,11 @@ def draw(part, parts, splats, features, start, members, image, transmittance):
                 By, Cyy = B * dy, C * dy * dy
                 for x in range(TILE):
                     dx = x0 + np.float32(x)
-                    s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
-                    e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
-                    e = e * e
-                    e = e * e
-                    alpha = min(opacity * (e * e), _ALPHA_MAX)
-                    alpha = alpha if alpha >= _ALPHA_MIN else ZERO
+                    alpha = clipped(opacity * density((A * dx + By) * dx + Cyy))
                     before = tile[0, y, x]
                     w = before * alpha
                     after = before - w
-                    visible = after > _T_MIN
+                    visible = after > T_MIN
                     w = w if visible else ZERO
                     tile[0, y, x] = after if visible else -abs(before)
                     tile[1, y, x] += w * r
@@ -97,7 +111,7 @@ def draw(part, parts, splats, features, start, members, image, transmittance):
             if p % BATCH == BATCH - 1:
                 if channels > 0:
                     blend_features(extra, weights, which, filled, features)
-                if _finished(tile):
+                if finished(tile):
                     break
         if channels > 0:
             blend_features(extra, weights, which, filled, features)
@@ -164,17 +178,12 @@ def draw_backward(
                     mix_one(tile, 8 * TILE + y, g_extra, y * channels + done, features, i, done, channels - done)
                 for x in range(TILE):
                     dx = x0 + np.float32(x)
-                    s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
-                    e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
-                    e = e * e
-                    e = e * e
-                    free = opacity * (e * e)
-                    alpha = min(free, _ALPHA_MAX)
-                    alpha = alpha if alpha >= _ALPHA_MIN else ZERO
+                    free = opacity * density((A * dx + By) * dx + Cyy)
+                    alpha = clipped(free)
                     before = tile[0, y, x]
                     w = before * alpha
                     after = before - w
-                    visible = after > _T_MIN
+                    visible = after > T_MIN
                     w = w if visible else ZERO
                     tile[0, y, x] = after if visible else -abs(before)
                     v0, v1, v2, v3 = tile[3, y, x], tile[4, y, x], tile[5, y, x], tile[6, y, x]
@@ -214,7 +223,7 @@ def draw_backward(
             out[6], out[7], out[8], out[9] = s0, s1, s2, s3
             if learned > 0:
                 feature_dots(pair_grads, slot, MOMENTS, tile, 7 * TILE, g_extra, first_row, last_row)
-            if p % 32 == 31 and _finished(tile):
+            if p % 32 == 31 and finished(tile):
                 break
 
 
@@ -245,23 +254,18 @@ def inspect(part, parts, splats, start, members, median_depth, ids):
                 By, Cyy = B * dy, C * dy * dy
                 for x in range(TILE):
                     dx = x0 + np.float32(x)
-                    s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
-                    e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
-                    e = e * e
-                    e = e * e
-                    alpha = min(opacity * (e * e), _ALPHA_MAX)
-                    alpha = alpha if alpha >= _ALPHA_MIN else ZERO
+                    alpha = clipped(opacity * density((A * dx + By) * dx + Cyy))
                     before = tile[0, y, x]
                     w = before * alpha
                     after = before - w
-                    visible = after > _T_MIN
+                    visible = after > T_MIN
                     w = w if visible else ZERO
                     tile[0, y, x] = after if visible else -abs(before)
                     crossed = (before > HALF) & visible & (after <= HALF)
                     tile[2, y, x] = depth if crossed else tile[2, y, x]
                     strongest[y, x] = i if w > tile[1, y, x] else strongest[y, x]
                     tile[1, y, x] = max(w, tile[1, y, x])
-            if p % BATCH == BATCH - 1 and _finished(tile):
+            if p % BATCH == BATCH - 1 and finished(tile):
                 break
         for y in range(min(TILE, height - top)):
             for x in range(min(TILE, width - left)):
@@ -299,20 +303,15 @@ def feature_gradients(part, parts, splats, start, members, boxes, first, g_image
                 By, Cyy = B * dy, C * dy * dy
                 for x in range(TILE):
                     dx = x0 + np.float32(x)
-                    s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
-                    e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
-                    e = e * e
-                    e = e * e
-                    alpha = min(opacity * (e * e), _ALPHA_MAX)
-                    alpha = alpha if alpha >= _ALPHA_MIN else ZERO
+                    alpha = clipped(opacity * density((A * dx + By) * dx + Cyy))
                     before = tile[0, y, x]
                     w = before * alpha
                     after = before - w
-                    visible = after > _T_MIN
+                    visible = after > T_MIN
                     tile[0, y, x] = after if visible else -abs(before)
                     tile[1, y, x] = w if visible else ZERO
             column, row = left // TILE - boxes[i, 0], top // TILE - boxes[i, 2]
             slot = first[i] + row * (boxes[i, 1] - boxes[i, 0]) + column
             feature_dots(pair_grads, slot, 0, tile, TILE, g_extra, first_row, last_row)
-            if p % BATCH == BATCH - 1 and _finished(tile):
+            if p % BATCH == BATCH - 1 and finished(tile):
                 break

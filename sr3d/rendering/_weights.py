@@ -7,13 +7,10 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
-from sr3d.rendering import _raster
 from sr3d.rendering._geometry import FASTMATH, HALF, ONE, ZERO
 from sr3d.rendering._project import TILE
+from sr3d.rendering._raster import T_MIN, clipped, density, finished
 from sr3d.rendering._vector import BATCH
-
-_ALPHA_MAX, _ALPHA_MIN, _T_MIN, _S_MAX = _raster._ALPHA_MAX, _raster._ALPHA_MIN, _raster._T_MIN, _raster._S_MAX
-_E0, _E1, _E2, _E3, _E4, _E5 = _raster._E0, _raster._E1, _raster._E2, _raster._E3, _raster._E4, _raster._E5
 
 
 @njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
@@ -28,12 +25,12 @@ def pair_weights(part, parts, splats, start, members, width, height, factor, out
     across = (width + TILE - 1) // TILE
     tiles = across * ((height + TILE - 1) // TILE)
     side = out.shape[1]
-    tile = np.empty((TILE, TILE), np.float32)  # transmittance
+    tile = np.empty((1, TILE, TILE), np.float32)  # transmittance
     rows = np.empty((side, TILE), np.float32)  # weights of the current splat, summed over the rows of a cell
     for t in range(part, tiles, parts):
         left, top = (t % across) * TILE, (t // across) * TILE
         tile[:] = -ONE  # pixels outside the image are finished
-        tile[: height - top, : width - left] = ONE
+        tile[0, : height - top, : width - left] = ONE
         for p in range(start[t], start[t + 1]):
             i = members[p]
             x0, y0 = np.float32(left) + HALF - splats[i, 0], np.float32(top) + HALF - splats[i, 1]
@@ -45,23 +42,18 @@ def pair_weights(part, parts, splats, start, members, width, height, factor, out
                 row = (top + y) // factor - top // factor
                 for x in range(TILE):
                     dx = x0 + np.float32(x)
-                    s = min(max((A * dx + By) * dx + Cyy, ZERO), _S_MAX)
-                    e = _E0 + s * (_E1 + s * (_E2 + s * (_E3 + s * (_E4 + s * _E5))))
-                    e = e * e
-                    e = e * e
-                    alpha = min(opacity * (e * e), _ALPHA_MAX)
-                    alpha = alpha if alpha >= _ALPHA_MIN else ZERO
-                    before = tile[y, x]
+                    alpha = clipped(opacity * density((A * dx + By) * dx + Cyy))
+                    before = tile[0, y, x]
                     w = before * alpha
                     after = before - w
-                    visible = after > _T_MIN
+                    visible = after > T_MIN
                     w = w if visible else ZERO
-                    tile[y, x] = after if visible else -abs(before)
+                    tile[0, y, x] = after if visible else -abs(before)
                     rows[row, x] += w
             for row in range(side):
                 for x in range(TILE):
                     out[p, row, (left + x) // factor - left // factor] += rows[row, x]
-            if p % BATCH == BATCH - 1 and tile.max() <= ZERO:
+            if p % BATCH == BATCH - 1 and finished(tile):
                 break
 
 
